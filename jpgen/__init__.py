@@ -1,0 +1,82 @@
+"""jpgen: pictures from Japanese prompts.
+
+>>> from jpgen import generate
+>>> generate("夕焼けの海に浮かぶ赤い船").save("ship.png")  # doctest: +SKIP
+
+Names are resolved on first use: importing jpgen loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jpgen.catalog import load_catalog
+    from jpgen.errors import (
+        Cancelled,
+        IncompatibleError,
+        JpgenError,
+        LicenseError,
+        MetadataError,
+        MissingExtraError,
+        OutputError,
+        PromptError,
+        RecipeError,
+        SettingError,
+        TrainingDataError,
+        UnknownNameError,
+        WeightsError,
+    )
+    from jpgen.pipeline import Pipeline, generate, generate_many, load_generation
+    from jpgen.types import Conditioning, ConditioningSpec, Edit, Generation, ModelInfo, Prompt, SamplingConfig, Step
+
+_HOMES = {
+    "jpgen.catalog": ("load_catalog",),
+    "jpgen.errors": (
+        "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
+        "PromptError", "RecipeError", "SettingError", "TrainingDataError", "UnknownNameError", "WeightsError",
+    ),
+    "jpgen.pipeline": ("Pipeline", "generate", "generate_many", "load_generation"),
+    "jpgen.types": ("Conditioning", "ConditioningSpec", "Edit", "Generation", "ModelInfo", "Prompt", "SamplingConfig", "Step"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Cancelled",
+    "Conditioning",
+    "ConditioningSpec",
+    "Edit",
+    "Generation",
+    "IncompatibleError",
+    "JpgenError",
+    "LicenseError",
+    "MetadataError",
+    "MissingExtraError",
+    "ModelInfo",
+    "OutputError",
+    "Pipeline",
+    "Prompt",
+    "PromptError",
+    "RecipeError",
+    "SamplingConfig",
+    "SettingError",
+    "Step",
+    "TrainingDataError",
+    "UnknownNameError",
+    "WeightsError",
+    "generate",
+    "generate_many",
+    "load_catalog",
+    "load_generation",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'jpgen' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

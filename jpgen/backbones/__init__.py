@@ -1,0 +1,26 @@
+"""Backbones: one file a family, each with `load(entry)` and `toy()`; the only place that calls diffusers pipelines."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from jpgen.catalog import Entry
+from jpgen.errors import UnknownNameError
+from jpgen.types import Backbone
+
+PARTS = frozenset({"autoencoder", "schedulers"})
+"""Files here that are parts of backbones."""
+
+
+def families() -> list[str]:
+    """The families there are files for."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in PARTS)
+
+
+def load_backbone(entry: Entry) -> Backbone:
+    """The backbone of this catalogue entry; raises UnknownNameError or WeightsError."""
+    if entry.family not in families():
+        raise UnknownNameError.of("バックボーン / backbone family", entry.family, families())
+    backbone: Backbone = importlib.import_module(f"jpgen.backbones.{entry.family}").load(entry)
+    return backbone

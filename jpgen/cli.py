@@ -1,0 +1,182 @@
+"""The command line: `jpgen generate`, `jpgen models`, `jpgen train …`. The only file that prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jpgen.errors import JpgenError, PromptError
+
+if TYPE_CHECKING:
+    from jpgen.pipeline import Pipeline
+    from jpgen.types import Generation, SamplingConfig, Step
+
+FAILED = 2
+
+
+def explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Every jpgen error becomes one line on stderr and exit code 2, never a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except JpgenError as error:
+            click.echo(f"jpgen: {str(error).splitlines()[0]}", err=True)
+            sys.exit(FAILED)
+        except KeyboardInterrupt:
+            click.echo("jpgen: 中止しました / cancelled", err=True)
+            sys.exit(130)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="jpgen", prog_name="jpgen")
+def main() -> None:
+    """日本語から絵を作ります / pictures from Japanese prompts."""
+
+
+@main.command("generate")
+@click.argument("prompt")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="書き出す先（.png .jpg .webp。省くと自動） / where to write")
+@click.option("--model", default="mame", show_default=True, help="モデルの名前 / model name")
+@click.option("--negative", default="", help="描きたくないもの / what must not appear")
+@click.option("--seed", type=int, help="シード（同じ値なら同じ絵） / seed")
+@click.option("--steps", type=int, help="ステップ数 / sampling steps")
+@click.option("--guidance", type=float, help="ガイダンスの強さ / guidance scale")
+@click.option("--scheduler", help="サンプラー / sampler name")
+@click.option("--size", help="大きさ。例: 256 または 256x320 / size in pixels, W or WxH")
+@click.option("--count", type=int, default=1, show_default=True, help="一つのプロンプトから作る枚数 / pictures a prompt")
+@click.option("--json", "as_json", is_flag=True, help="結果を JSON で一行ずつ出す / one JSON object a line")
+@explained
+def generate_command(
+    prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
+    scheduler: str | None, size: str | None, count: int, as_json: bool,
+) -> None:
+    """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
+    width, height = _size(size)
+    prompts = _prompts(prompt)
+
+    from jpgen.metadata import file_name, require_writable
+    from jpgen.pipeline import open_pipeline
+
+    total = len(prompts) * max(count, 1)
+    if output is not None:
+        require_writable(output)
+    pipeline = open_pipeline(model)
+    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler)
+    for index, made in enumerate(_drawn(pipeline, prompts, config, negative=negative, seed=seed, count=count, total=total)):
+        target = _numbered(output, index, total) if output else Path(file_name(made))
+        _tell(made, made.save(target), as_json)
+
+
+@main.command("models")
+@click.option("--json", "as_json", is_flag=True, help="JSON で出す / as JSON lines")
+@explained
+def models_command(as_json: bool) -> None:
+    """使えるモデルの一覧 / list the models."""
+    from jpgen.catalog import load_catalog
+
+    for entry in load_catalog().values():
+        row = {"name": entry.name, "family": entry.family, "revision": entry.revision, "license": entry.license, "title": entry.title}
+        click.echo(json.dumps(row, ensure_ascii=False) if as_json else f"{entry.name}\t{entry.title}\t{entry.license}")
+
+
+@main.group("train")
+def train_group() -> None:
+    """モデルを学習します / train models (pip install 'jpgen[train]')."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+
+@train_group.command("mame")
+@click.option("--stage", required=True, help="art, text_encoder, autoencoder, decoder, latents, backbone, sheet")
+@click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="絵の置き場 / art and sprites")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("train/mame"), show_default=True, help="モデルの置き場 / the model's folder")
+@click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
+@click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
+@click.option("--shards", type=int, default=6, show_default=True, help="シャード数（一つ一万場面） / shards of 10,000 scenes")
+@explained
+def train_mame_command(stage: str, data: Path, out: Path, steps: int, decay: int, shards: int) -> None:
+    """内蔵モデル mame を学習します。途中で止めても続きから / train mame, resumable."""
+    from jpgen.train import mame
+
+    mame.run_stage(stage, data, out, steps=steps, decay=decay, shards=shards)
+
+
+@train_group.command("judge")
+@click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="スプライトの置き場 / sprites")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("train/judge"), show_default=True, help="判定器の置き場 / the judge's folder")
+@click.option("--steps", type=int, default=2500, show_default=True, help="通算のステップ数 / steps in all")
+@explained
+def train_judge_command(data: Path, out: Path, steps: int) -> None:
+    """絵を読む判定器を学習します / train the judge that reads pictures."""
+    from jpgen.train.judge import train_judge
+
+    train_judge(data, out, steps=steps)
+
+
+def _size(size: str | None) -> tuple[int | None, int | None]:
+    if size is None:
+        return None, None
+    width, _, height = size.lower().replace("×", "x").partition("x")
+    try:
+        return int(width), int(height or width)
+    except ValueError as error:
+        from jpgen.errors import SettingError
+
+        raise SettingError(f"--size {size!r} は 256 か 256x320 のように書いてください / write the size as 256 or 256x320") from error
+
+
+def _prompts(argument: str) -> list[str]:
+    if argument != "-":
+        return [argument]
+    lines = [line.strip() for line in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").splitlines()]
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise PromptError("標準入力にプロンプトがありません / no prompt on standard input: write one a line")
+    return prompts
+
+
+def _drawn(
+    pipeline: Pipeline, prompts: list[str], config: SamplingConfig, *, negative: str, seed: int | None, count: int, total: int
+) -> Iterable[Generation]:
+    """The pictures, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("描いています / drawing", total=total * config.steps)
+        done = 0
+
+        def on_step(step: Step) -> None:
+            progress.update(task, completed=done * config.steps + step.index)
+
+        for made in pipeline.stream(prompts, negative=negative, seed=seed, count=count, config=config, on_step=on_step):
+            done += 1
+            progress.update(task, completed=done * config.steps)
+            yield made
+
+
+def _numbered(output: Path, index: int, total: int) -> Path:
+    return output if total == 1 else output.with_name(f"{output.stem}-{index + 1:0{len(str(total))}d}{output.suffix}")
+
+
+def _tell(made: Generation, path: Path, as_json: bool) -> None:
+    if not as_json:
+        click.echo(f"{path}")
+        return
+    from jpgen.types import plain_data
+
+    click.echo(json.dumps({"path": str(path), **plain_data(made)}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

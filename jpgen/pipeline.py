@@ -1,0 +1,256 @@
+"""The road, end to end: Japanese text in, a picture out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from jpgen.backbones import load_backbone
+from jpgen.catalog import Entry, find_model
+from jpgen.encoders import load_encoder
+from jpgen.errors import MetadataError, PromptError, SettingError
+from jpgen.metadata import read_settings
+from jpgen.types import Backbone, Generation, ModelInfo, Prompt, SamplingConfig, StepCallback, TextEncoder, require_seed
+
+log = logging.getLogger("jpgen")
+
+DEFAULT_MODEL = "mame"
+MAX_CHARACTERS = 2000
+MAX_COUNT = 10_000
+BATCH = 4
+RANDOM_SEEDS = 2**32
+
+
+class Pipeline:
+    """An encoder and a backbone that fit, opened once and used many times.
+
+    One picture is sampled at a time per pipeline (a lock keeps threads apart).
+
+        >>> from jpgen import Pipeline
+        >>> pipeline = Pipeline()
+        >>> pipeline.generate("猫", seed=1, config=pipeline.config(steps=1)).seed
+        1
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL) -> None:
+        """Open a model of the catalogue; raises UnknownNameError, WeightsError or IncompatibleError."""
+        entry = find_model(model)
+        info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry))
+        self._set(load_encoder(entry.encoder, entry.folder), load_backbone(entry), info, entry.route)
+
+    @classmethod
+    def from_parts(cls, encoder: TextEncoder, backbone: Backbone, info: ModelInfo, *, route: str = "native") -> Pipeline:
+        """A pipeline of parts that are already open; raises IncompatibleError if they do not fit."""
+        pipeline = cls.__new__(cls)
+        pipeline._set(encoder, backbone, info, route)
+        return pipeline
+
+    def _set(self, encoder: TextEncoder, backbone: Backbone, info: ModelInfo, route: str) -> None:
+        encoder.spec.require_fit(backbone.spec, encoder.name, backbone.name)
+        self.encoder, self.backbone, self.info, self.route = encoder, backbone, info, route
+        self._lock = threading.Lock()
+
+    def generate(
+        self,
+        prompt: str | Prompt,
+        *,
+        negative: str = "",
+        seed: int | None = None,
+        config: SamplingConfig | None = None,
+        on_step: StepCallback | None = None,
+    ) -> Generation:
+        """One picture of the prompt.
+
+        No seed means a random one, which the Generation tells; no config the model's own default (see `config`). Raises PromptError,
+        SettingError, UnknownNameError (scheduler), Cancelled (`on_step` returned False).
+        """
+        return next(self.stream([prompt], negative=negative, seed=seed, config=config, on_step=on_step))
+
+    def generate_many(
+        self,
+        prompts: Iterable[str | Prompt],
+        *,
+        negative: str = "",
+        seed: int | None = None,
+        count: int = 1,
+        config: SamplingConfig | None = None,
+        on_step: StepCallback | None = None,
+    ) -> list[Generation]:
+        """`count` pictures of each prompt, in order: all of the first prompt, then of the second …
+
+        The n-th picture of every prompt has seed `seed` + n, and is the same picture that `generate` makes with that seed alone. Raises as
+        `generate` does, before anything is sampled.
+        """
+        return list(self.stream(prompts, negative=negative, seed=seed, count=count, config=config, on_step=on_step))
+
+    def stream(
+        self,
+        prompts: Iterable[str | Prompt],
+        *,
+        negative: str = "",
+        seed: int | None = None,
+        count: int = 1,
+        config: SamplingConfig | None = None,
+        on_step: StepCallback | None = None,
+    ) -> Iterator[Generation]:
+        """Like `generate_many`, handing each picture over as soon as its batch is done."""
+        checked = (config or self.backbone.default).validated(self.backbone.size_multiple)
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_COUNT:
+            raise SettingError(f"count={count!r} は 1〜{MAX_COUNT} にしてください / must be 1–{MAX_COUNT}")
+        first = _seed(seed)
+        require_seed(first + count - 1)
+        jobs = [(prompt, first + n) for prompt in [_prompt(p, negative) for p in prompts] for n in range(count)]
+        return self._batches(jobs, checked, on_step)
+
+    def _batches(self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None) -> Iterator[Generation]:
+        for start in range(0, len(jobs), BATCH):
+            chosen = jobs[start : start + BATCH]
+            yield from self._batch([prompt for prompt, _ in chosen], config, [seed for _, seed in chosen], on_step)
+
+    def config(
+        self,
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        scheduler: str | None = None,
+    ) -> SamplingConfig:
+        """The backbone's default settings with what is given in their place, checked; raises SettingError naming all that is wrong."""
+        given = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return replace(self.backbone.default, **chosen).validated(self.backbone.size_multiple)  # type: ignore[arg-type]
+
+    def _batch(self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None) -> list[Generation]:
+        began = time.perf_counter()
+        with self._lock:
+            conditioning = self.encoder.encode([prompt.text for prompt in prompts])
+            negative = self.encoder.encode([prompt.negative for prompt in prompts])
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
+        seconds = (time.perf_counter() - began) / len(prompts)
+        return [
+            Generation(image, prompt, config, seed, self.info, self.encoder.name, self.route, seconds)
+            for image, prompt, seed in zip(images, prompts, seeds, strict=True)
+        ]
+
+
+@lru_cache(maxsize=1)
+def open_pipeline(model: str = DEFAULT_MODEL) -> Pipeline:
+    """The pipeline of this model, kept open for the next call."""
+    return Pipeline(model)
+
+
+def generate(
+    prompt: str,
+    *,
+    model: str = DEFAULT_MODEL,
+    negative: str = "",
+    seed: int | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    scheduler: str | None = None,
+    on_step: StepCallback | None = None,
+) -> Generation:
+    """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
+
+    >>> from jpgen import generate
+    >>> generate("夕焼けの海に浮かぶ赤い船", seed=1).image.size
+    (256, 256)
+    """
+    pipeline = open_pipeline(model)
+    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler)
+    return pipeline.generate(prompt, negative=negative, seed=seed, config=config, on_step=on_step)
+
+
+def generate_many(
+    prompts: Iterable[str],
+    *,
+    model: str = DEFAULT_MODEL,
+    negative: str = "",
+    seed: int | None = None,
+    count: int = 1,
+    width: int | None = None,
+    height: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    scheduler: str | None = None,
+    on_step: StepCallback | None = None,
+) -> list[Generation]:
+    """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many`.
+
+    >>> from jpgen import generate_many
+    >>> [g.seed for g in generate_many(["猫", "犬"], seed=5, count=2, steps=1)]
+    [5, 6, 5, 6]
+    """
+    pipeline = open_pipeline(model)
+    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler)
+    return pipeline.generate_many(prompts, negative=negative, seed=seed, count=count, config=config, on_step=on_step)
+
+
+def load_generation(path: str | Path, *, model: str | None = None) -> Generation:
+    """Make the picture of a file again from the settings inside it, by the same model (or `model`): the very same picture.
+
+    Raises MetadataError if the file holds no settings of jpgen, or if the model's weights are no longer those that made it.
+    """
+    settings = read_settings(Path(path))
+    pipeline = open_pipeline(model or settings.model)
+    if model is None and pipeline.info.weights_hash != settings.weights_hash:
+        raise MetadataError(
+            f"{path} を作った {settings.model}@{settings.revision} の重みは今のもの（@{pipeline.info.revision}）と違います。"
+            f"model= で指定すると今の重みで作ります / made by other weights; pass model={settings.model!r} to use the present ones"
+        )
+    config = settings.config.validated(pipeline.backbone.size_multiple)
+    return pipeline._batch([settings.prompt], config, [require_seed(settings.seed)], None)[0]
+
+
+def weights_hash(entry: Entry) -> str:
+    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name."""
+    digest = hashlib.sha256()
+    for file in sorted(entry.folder.rglob("*.safetensors")):
+        digest.update(file.relative_to(entry.folder).as_posix().encode())
+        with file.open("rb") as data:
+            digest.update(hashlib.file_digest(data, "sha256").digest() if hasattr(hashlib, "file_digest") else hashlib.sha256(data.read()).digest())
+    return digest.hexdigest()[:10]
+
+
+def _seed(seed: int | None) -> int:
+    return int(torch.randint(RANDOM_SEEDS, ()).item()) if seed is None else require_seed(seed)
+
+
+def _prompt(prompt: str | Prompt, negative: str) -> Prompt:
+    """A checked Prompt; raises PromptError for what is empty, too long or not text."""
+    if isinstance(prompt, Prompt):
+        return prompt
+    text, negative = _clean(prompt, "プロンプト / prompt"), _clean(negative, "ネガティブ / negative")
+    if not text.strip():
+        raise PromptError("プロンプトが空です。描きたいものを書いてください（例: 夕焼けの海に浮かぶ赤い船） / the prompt is empty: say what to draw")
+    return Prompt(source=text, text=text, negative=negative)
+
+
+def _clean(text: str, what: str) -> str:
+    if not isinstance(text, str):
+        raise PromptError(f"{what}: 文字列ではなく {type(text).__name__} です / wanted a string, got {type(text).__name__}")
+    if len(text) > MAX_CHARACTERS:
+        raise PromptError(
+            f"{what}: 長すぎます（{len(text)} 文字、上限 {MAX_CHARACTERS}）。短くしてください / "
+            f"{len(text)} characters, at most {MAX_CHARACTERS}: shorten it"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{what}: {error.start + 1} 文字目が壊れています（サロゲートの片割れ）。入力し直してください / "
+            f"character {error.start + 1} is a lone surrogate: type it again"
+        ) from error
+    return text

@@ -1,0 +1,160 @@
+"""Captions: what a scene shows, said in varied natural Japanese and English.
+
+Both languages tell the same facts (things, colours, count, place, size, background, style) in the words a person would type.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from jpgen.errors import MissingExtraError
+from jpgen.train.scenes import Scene, Thing
+
+ANIMATE_COUNTERS = frozenset({"匹", "頭", "羽", "人", "体"})
+KANJI_DIGITS = "〇一二三四五"
+FULL_WIDTH_DIGITS = "０１２３４５"
+ENGLISH_DIGITS = ("", "one", "two", "three", "four", "five")
+NO_ARTICLE = ("the ", "Mount", "Tokyo", "Earth", "Saturn", "Santa", "T-Rex")
+
+JAPANESE_PLURALS = frozenset({"sushi", "oden", "bento", "kadomatsu", "koinobori", "dango"})
+"""English words from Japanese that stay as they are in the plural."""
+
+
+def caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
+    """One caption of the scene in `language` ("ja" or "en"); the generator chooses the wording, never the facts."""
+    return _japanese(scene, rng) if language == "ja" else _english(scene, rng)
+
+
+def _pick(rng: np.random.Generator, *choices: str) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _word(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+    """The usual word half the time, else any."""
+    return words[0] if rng.random() < 0.5 else _pick(rng, *words)
+
+
+# --- Japanese ---------------------------------------------------------------------------------------------------------
+
+
+def _ja_thing(thing: Thing, rng: np.random.Generator) -> str:
+    return (_word(rng, thing.color.ja) if thing.color else "") + _word(rng, thing.concept.ja)
+
+
+def _ja_number(count: int, counter: str, rng: np.random.Generator) -> str:
+    if counter == "人":
+        return _pick(rng, f"{KANJI_DIGITS[count]}人", f"{count}人")
+    if counter == "つ" or (counter not in ANIMATE_COUNTERS and rng.random() < 0.3):
+        return f"{KANJI_DIGITS[count]}つ"
+    return _pick(rng, KANJI_DIGITS[count], str(count), FULL_WIDTH_DIGITS[count], str(count)) + counter
+
+
+def _ja_core(scene: Scene, rng: np.random.Generator) -> str:
+    first = _ja_thing(scene.things[0], rng)
+    if scene.layout == "count":
+        number = _ja_number(scene.count, scene.things[0].concept.counter, rng)
+        return _pick(rng, f"{number}の{first}", f"{number}の{first}", f"{first}が{number}", f"{first}{number}")
+    if len(scene.things) == 1:
+        size = {"large": ("大きな", "大きい", "巨大な"), "small": ("小さな", "小さい"), "one": ("",)}[scene.layout]
+        return _pick(rng, *size) + first
+    second = _ja_thing(scene.things[1], rng)
+    if scene.layout == "beside":
+        return _pick(
+            rng,
+            f"左に{first}、右に{second}", f"左に{first}、右に{second}", f"{first}の右に{second}", f"{second}の左に{first}",
+            f"{first}と{second}", f"{first}と{second}", f"{first}の隣に{second}",
+        )
+    if scene.layout == "above":
+        return _pick(rng, f"{second}の上に{first}", f"{first}の下に{second}", f"上に{first}、下に{second}")
+    return _pick(rng, f"{second}の前に{first}", f"{first}の後ろに{second}", f"手前に{first}、奥に{second}")
+
+
+def _japanese(scene: Scene, rng: np.random.Generator) -> str:
+    text = _ja_core(scene, rng)
+    if scene.background.key:
+        place = _word(rng, scene.background.ja)
+        ends_in_number = scene.layout == "count" and text[-1] in "つ人" + scene.things[0].concept.counter
+        if scene.background.plain:
+            forms = [f"{place}の{text}", f"{place}に{text}", f"{text}、{place}"]
+        elif len(scene.things) > 1 or ends_in_number:
+            forms = [f"{place}に{text}", f"{text}、{place}", f"{place}、{text}", f"{text}、背景は{place}"]
+        else:
+            be = "にいる" if scene.things[0].concept.counter in ANIMATE_COUNTERS else "にある"
+            forms = [f"{place}の{text}", f"{place}と{text}", f"{text}と{place}", f"{text}、{place}"]
+            forms += [f"{place}{be}{text}", f"{place}を背景にした{text}"]
+        text = _pick(rng, *forms)
+    if scene.style.key:
+        style = _word(rng, scene.style.ja)
+        text = _pick(rng, f"{style}の{text}", f"{text}、{style}", f"{text}、{style}", f"{style}、{text}", f"{style}で描いた{text}")
+    return text + ("" if rng.random() < 0.92 else _pick(rng, "の絵", "のイラスト", "。"))
+
+
+# --- English ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _inflect():  # type: ignore[no-untyped-def]
+    try:
+        import inflect
+    except ImportError as error:
+        raise MissingExtraError("English captions need inflect: pip install 'jpgen[train]'") from error
+    return inflect.engine()
+
+
+def _is_plural(noun: str) -> bool:
+    return noun.endswith("s") and not noun.endswith(("ss", "us"))
+
+
+@cache
+def _plural(noun: str) -> str:
+    if _is_plural(noun) or noun in JAPANESE_PLURALS:
+        return noun
+    head, of, rest = noun.partition(" of ")
+    return f"{_inflect().plural_noun(head)}{of}{rest}"
+
+
+@cache
+def _article(noun: str) -> str:
+    return noun if _is_plural(noun) or noun.startswith(NO_ARTICLE) else _inflect().a(noun)
+
+
+def _en_thing(thing: Thing, rng: np.random.Generator, size: str = "") -> str:
+    noun = " ".join(part for part in (size, thing.color.en if thing.color else "", _word(rng, thing.concept.en)) if part)
+    return noun if rng.random() < 0.4 else _article(noun)
+
+
+def _en_core(scene: Scene, rng: np.random.Generator) -> str:
+    if scene.layout == "count":
+        thing = scene.things[0]
+        color = f"{thing.color.en} " if thing.color else ""
+        return f"{_pick(rng, ENGLISH_DIGITS[scene.count], str(scene.count))} {color}{_plural(_word(rng, thing.concept.en))}"
+    if len(scene.things) == 1:
+        sizes = {"large": ("big", "large", "huge"), "small": ("small", "little", "tiny"), "one": ("",)}
+        return _en_thing(scene.things[0], rng, _pick(rng, *sizes[scene.layout]))
+    first, second = (_en_thing(thing, rng) for thing in scene.things)
+    if scene.layout == "beside":
+        return _pick(
+            rng,
+            f"{first} on the left, {second} on the right", f"{first} on the left and {second} on the right", f"{first} to the left of {second}",
+            f"{second} to the right of {first}", f"{first} and {second}", f"{first} next to {second}",
+        )
+    if scene.layout == "above":
+        return _pick(rng, f"{first} above {second}", f"{second} below {first}", f"{first} at the top, {second} at the bottom")
+    return _pick(rng, f"{first} in front of {second}", f"{second} behind {first}")
+
+
+def _english(scene: Scene, rng: np.random.Generator) -> str:
+    text = _en_core(scene, rng)
+    if scene.background.key:
+        place = _word(rng, scene.background.en)
+        if scene.background.plain:
+            text = _pick(rng, f"{text} on a {place}", f"{text}, {place}")
+        else:
+            behind = f"{text} with {place} in the background"
+            text = _pick(rng, f"{text}, {place}", f"{text}, {place}", behind, f"{text} and {place}", f"{place}, {text}")
+    if scene.style.key:
+        style = _word(rng, scene.style.en)
+        text = _pick(rng, f"{text}, {style}", f"{text}, {style}", f"{style} of {text}", f"{style}, {text}")
+    return text

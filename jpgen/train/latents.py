@@ -1,0 +1,129 @@
+"""Cached training data of the backbone: shards of scenes as latents and text states.
+
+A shard is one safetensors file: `latents` fp16 [n, 16, 16, 16], and for each language `<lang>` bf16 [tokens, 384] with `<lang>_ends` int64 [n],
+the running ends of each caption's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import BertModel
+
+from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.errors import TrainingDataError
+from jpgen.train.captions import caption
+from jpgen.train.scenes import Stage, plan, render
+from jpgen.train.sprites import load_sprites
+
+SHARD = 10_000
+BATCH = 50
+LANGUAGES = ("ja", "en")
+
+
+class CaptionedScenes(Dataset[tuple[Tensor, dict[str, str]]]):
+    """Scenes by seed: pictures uint8 [3, 256, 256] and a caption in each language."""
+
+    def __init__(self, data: Path, seeds: Sequence[int]) -> None:
+        self.sprites, drawings = load_sprites(data)
+        self.stage = Stage(drawings)
+        self.seeds = seeds
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, str]]:
+        scene = plan(self.seeds[index], self.stage)
+        rng = np.random.default_rng((scene.seed, 2))
+        words = {language: caption(scene, language, rng) for language in LANGUAGES}
+        return torch.from_numpy(np.array(render(scene, self.sprites))).permute(2, 0, 1), words
+
+
+@torch.no_grad()
+def cache_shard(data: Path, shard: Path, first_seed: int, vae: AutoencoderShuffle, encoder: BertModel, tokenizer: Tokenizer) -> None:
+    """Render, encode and write one shard of `SHARD` scenes whose seeds start at `first_seed`."""
+    scenes = CaptionedScenes(data, range(first_seed, first_seed + SHARD))
+    latents: list[Tensor] = []
+    captions: dict[str, list[str]] = {language: [] for language in LANGUAGES}
+    for pictures, words in DataLoader(scenes, BATCH, num_workers=1, collate_fn=_collate, prefetch_factor=4):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scaled = pictures.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
+            latents.append(vae.encode(scaled, return_dict=False)[0].mode().half())
+        for language in LANGUAGES:
+            captions[language] += [word[language] for word in words]
+    tensors = {"latents": torch.cat(latents).contiguous()}
+    for language, texts in captions.items():
+        tensors[language], tensors[f"{language}_ends"] = encode_ragged(texts, encoder, tokenizer)
+    partial = shard.with_suffix(".tmp")
+    save_file(tensors, partial)
+    partial.replace(shard)
+
+
+def _collate(rows: list[tuple[Tensor, dict[str, str]]]) -> tuple[Tensor, list[dict[str, str]]]:
+    return torch.stack([picture for picture, _ in rows]), [words for _, words in rows]
+
+
+@torch.no_grad()
+def encode_ragged(texts: Sequence[str], encoder: BertModel, tokenizer: Tokenizer, batch: int = 100) -> tuple[Tensor, Tensor]:
+    """Token states of many texts without padding: bf16 [tokens, width] and running ends int64 [texts]."""
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    states: list[Tensor] = [torch.empty(0)] * len(ids)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        longest = len(ids[chosen[-1]])
+        padded = torch.tensor([ids[i] + [1] * (longest - len(ids[i])) for i in chosen])
+        hidden = encoder(padded, attention_mask=(padded != 1).long()).last_hidden_state
+        for i, row in zip(chosen, hidden, strict=True):
+            states[i] = row[: len(ids[i])].bfloat16()
+    return torch.cat(states), torch.tensor([len(row) for row in ids]).cumsum(0)
+
+
+class LatentPool:
+    """All cached shards in memory; `sample` draws training batches."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load every shard of `folder`; raises TrainingDataError if there is none."""
+        self.folder = folder
+        self.files: list[Path] = []
+        self.shards: list[dict[str, Tensor]] = []
+        self.refresh()
+        if not self.shards:
+            raise TrainingDataError(f"no shards in {folder}; make them with: jpgen train mame --stage latents")
+
+    def refresh(self) -> None:
+        """Load the shards that have been written since."""
+        new = [file for file in sorted(self.folder.glob("shard-*.safetensors")) if file not in self.files]
+        self.files += new
+        self.shards += [load_file(file) for file in new]
+
+    def __len__(self) -> int:
+        return sum(len(shard["latents"]) for shard in self.shards)
+
+    def sample(self, batch: int, length: int, english: float, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents fp32 [batch, 16, 16, 16], text states fp32 [batch, length, 384] and mask int64 [batch, length].
+
+        `english` is the share of English captions; texts longer than `length` tokens raise TrainingDataError.
+        """
+        latents, rows = [], []
+        for _ in range(batch):
+            shard = self.shards[int(rng.integers(len(self.shards)))]
+            index = int(rng.integers(len(shard["latents"])))
+            language = "en" if rng.random() < english else "ja"
+            ends = shard[f"{language}_ends"]
+            rows.append(shard[language][int(ends[index - 1]) if index else 0 : int(ends[index])])
+            latents.append(shard["latents"][index])
+        if max(map(len, rows)) > length:
+            raise TrainingDataError(f"a caption has {max(map(len, rows))} tokens, more than the {length} that training takes")
+        states = torch.zeros(batch, length, rows[0].shape[1])
+        mask = torch.zeros(batch, length, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            states[i, : len(row)], mask[i, : len(row)] = row.float(), 1
+        return torch.stack(latents).float(), states, mask

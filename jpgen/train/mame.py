@@ -1,0 +1,65 @@
+"""The stages that make mame from public packages, in order: art, text_encoder, autoencoder, latents, backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.errors import UnknownNameError
+from jpgen.train.autoencoder import train_autoencoder
+from jpgen.train.backbone import sample_sheet, train_backbone
+from jpgen.train.captions import caption
+from jpgen.train.latents import LANGUAGES, SHARD, cache_shard
+from jpgen.train.scenes import Stage, plan
+from jpgen.train.sprites import fetch_art, load_sprites, render_sprites
+from jpgen.train.text_encoder import convert_text_encoder, load_text_encoder
+from jpgen.weights import WEIGHTS, load_weights
+
+CAPTION_SEED = 50_000_000
+"""First seed of the scenes whose captions standardise the text encoder."""
+
+
+def run_stage(stage: str, data: Path, out: Path, *, steps: int, decay: int = 0, shards: int = 6) -> None:
+    """Run one stage; each resumes what it finds in `data` and `out`. Raises UnknownNameError, TrainingDataError, MissingExtraError."""
+    stages: dict[str, Callable[[], object]] = {
+        "art": lambda: prepare_art(data),
+        "text_encoder": lambda: convert_text_encoder(out, sample_captions(data)),
+        "autoencoder": lambda: train_autoencoder(data, out, steps=steps),
+        "decoder": lambda: train_autoencoder(data, out, steps=steps, decoder_only=True),
+        "latents": lambda: cache_latents(data, out, shards),
+        "backbone": lambda: train_backbone(out, steps=steps, decay=decay),
+        "sheet": lambda: sample_sheet(out).save(out / "backbone.png"),
+    }
+    if stage not in stages:
+        raise UnknownNameError.of("学習の段階 / training stage", stage, stages)
+    stages[stage]()
+
+
+def prepare_art(data: Path) -> None:
+    """Download the art and render the sprites."""
+    fetch_art(data / "art")
+    render_sprites(data / "art", data)
+
+
+def sample_captions(data: Path, scenes: int = 2000) -> list[str]:
+    """Captions in both languages of some scenes."""
+    stage = Stage(load_sprites(data)[1])
+    seeds = range(CAPTION_SEED, CAPTION_SEED + scenes)
+    return [caption(plan(seed, stage), language, np.random.default_rng((seed, 2))) for seed in seeds for language in LANGUAGES]
+
+
+def cache_latents(data: Path, out: Path, shards: int) -> None:
+    """Write the first `shards` shards of latents to `out/latents`, skipping those already there."""
+    vae = AutoencoderShuffle.from_config(AutoencoderShuffle.load_config(out / "vae")).eval()
+    vae.load_state_dict(load_weights(out / "vae" / WEIGHTS))
+    encoder, tokenizer = load_text_encoder(out)
+    folder = out / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(shards):
+        shard = folder / f"shard-{index:03d}.safetensors"
+        if not shard.exists():
+            cache_shard(data, shard, index * SHARD, vae.to(memory_format=torch.channels_last), encoder.to(torch.bfloat16), tokenizer)

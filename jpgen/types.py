@@ -1,0 +1,248 @@
+"""The values that walk the road, all frozen, and the protocols of its parts."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from jpgen.errors import IncompatibleError, SettingError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+MAX_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One rewrite of the prompt: which rule, what stood there, what stands there now."""
+
+    rule: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What was typed, what an encoder sees, and what must not appear.
+
+    `spans` are the pieces of `text` with their attention weights (1.0: as it is); `notes` tell a person what stayed ambiguous.
+    """
+
+    source: str
+    text: str
+    negative: str = ""
+    spans: tuple[tuple[str, float], ...] = ()
+    edits: tuple[Edit, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def explain(self) -> str:
+        """A line per edit and note, in Japanese."""
+        lines = [f"{edit.rule}: 「{edit.before}」→「{edit.after}」" for edit in self.edits]
+        return "\n".join([*lines, *(f"注: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class ConditioningSpec:
+    """The shape of a conditioning: width of a token state, most tokens (None: any), width of the pooled state (None: there is none)."""
+
+    width: int
+    max_length: int | None = None
+    pooled_width: int | None = None
+
+    def require_fit(self, wanted: ConditioningSpec, encoder: str, backbone: str) -> None:
+        """Raise IncompatibleError unless states of this spec suit a backbone that wants `wanted`."""
+        if (self.width, self.pooled_width) != (wanted.width, wanted.pooled_width):
+            raise IncompatibleError(
+                f"{encoder} と {backbone} はつながりません / {encoder} gives width {self.width}, pooled {self.pooled_width}; "
+                f"{backbone} wants width {wanted.width}, pooled {wanted.pooled_width}: use the model's own encoder or a trained adapter"
+            )
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: `tokens` [batch, seq, width], `mask` int64 [batch, seq] (1: a token), `pooled` [batch, pooled width] or None."""
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor | None = None
+
+    @property
+    def spec(self) -> ConditioningSpec:
+        """The shape of this conditioning."""
+        return ConditioningSpec(self.tokens.shape[-1], self.tokens.shape[1], None if self.pooled is None else self.pooled.shape[-1])
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to sample. Sides in pixels, steps of the sampler, guidance scale (1: none), name of the sampler."""
+
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: str = "dpm++2m"
+
+    def validated(self, multiple: int) -> SamplingConfig:
+        """Itself, or SettingError naming every setting that is out of range; sides must be divisible by `multiple`."""
+        wrong = []
+        for side, name in ((self.width, "width"), (self.height, "height")):
+            if not _is_integer(side) or side % multiple or not multiple <= side <= MAX_SIDE:
+                near = max(multiple, int(min(side, MAX_SIDE)) // multiple * multiple) if isinstance(side, int) else multiple
+                wrong.append(
+                    f"{name}={reprlib.repr(side)} は {multiple} の倍数（{MAX_SIDE} まで）にしてください / "
+                    f"must be a multiple of {multiple} up to {MAX_SIDE}, e.g. {near}"
+                )
+        if not _is_integer(self.steps) or not 1 <= self.steps <= MAX_STEPS:
+            wrong.append(f"steps={reprlib.repr(self.steps)} は 1〜{MAX_STEPS} にしてください / must be 1–{MAX_STEPS}")
+        if not isinstance(self.guidance_scale, int | float) or not 0 <= self.guidance_scale <= 100:
+            wrong.append(f"guidance_scale={reprlib.repr(self.guidance_scale)} は 0〜100 にしてください / must be 0–100")
+        if wrong:
+            raise SettingError("; ".join(wrong))
+        return self
+
+
+def require_seed(seed: int) -> int:
+    """The seed, or SettingError unless it is an integer in 0…2⁶³−1."""
+    if not _is_integer(seed) or not 0 <= seed <= MAX_SEED:
+        raise SettingError(f"seed={reprlib.repr(seed)} は 0 以上 2^63 未満の整数にしてください / must be an integer from 0 to 2^63-1")
+    return seed
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a picture says of the model that made it."""
+
+    name: str
+    revision: str
+    license: str
+    weights_hash: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A picture and how it was made, enough to explain and repeat it."""
+
+    image: Image.Image
+    prompt: Prompt
+    config: SamplingConfig
+    seed: int
+    model: ModelInfo
+    encoder: str
+    route: str
+    seconds: float = field(compare=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write PNG, JPEG or WebP (by suffix) with the settings inside; returns where it is. The old file or the new one is there, never half.
+
+        Raises OutputError if the file cannot be written or the format is unknown.
+
+            >>> from jpgen import generate
+            >>> generate("夕焼けの海に浮かぶ赤い船").save("ship.png")  # doctest: +SKIP
+        """
+        from jpgen.metadata import save_picture
+
+        return save_picture(self, Path(path))
+
+    def _repr_png_(self) -> bytes:
+        from jpgen.metadata import encode_picture
+
+        return encode_picture(self, "PNG")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step callback sees: the step (from 1), how many there are, and `preview()`, which decodes the picture as guessed so far."""
+
+    index: int
+    total: int
+    preview: Callable[[], list[Image.Image]]
+
+
+StepCallback = Callable[[Step], bool | None]
+"""Called after every step; returning False cancels (raises Cancelled)."""
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Turns texts into conditioning."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def spec(self) -> ConditioningSpec:
+        """The shape of what it gives."""
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Conditioning of the texts, one row each; raises PromptError when a text has more tokens than fit."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Turns conditioning and noise into pictures."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def spec(self) -> ConditioningSpec:
+        """The conditioning it wants."""
+
+    @property
+    def default(self) -> SamplingConfig:
+        """Its own best settings."""
+
+    @property
+    def size_multiple(self) -> int:
+        """What width and height must be divisible by."""
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        config: SamplingConfig,
+        *,
+        generators: Sequence[torch.Generator],
+        on_step: StepCallback | None = None,
+    ) -> list[Image.Image]:
+        """One picture for each row of the conditioning, its noise drawn from the CPU generator of the same place."""
+
+
+@runtime_checkable
+class Translator(Protocol):
+    """Turns Japanese texts into English ones."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    def translate(self, texts: Sequence[str]) -> list[str]:
+        """The English of each text."""
+
+
+def plain_data(value: Any) -> Any:
+    """A frozen value as JSON-ready dicts and lists, pictures left out."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain_data(getattr(value, name)) for name in value.__dataclass_fields__ if name != "image"}
+    if isinstance(value, Mapping):
+        return {str(k): plain_data(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain_data(v) for v in value]
+    return value
