@@ -1,6 +1,6 @@
 """Weight files: safetensors in and out, written atomically, optionally in 8 or 4 bits.
 
-Quantised tensors keep their name and gain a sibling `<name>.scale`: 8 bits are int8 rows with one fp16 scale a row; 4 bits are two
+Quantised tensors keep their name and gain a sibling `<name>.scale`: 8 bits are int8 rows with one fp32 scale a row; 4 bits are two
 nibbles a byte (zero point 8) with one fp16 scale for every 32 values, the first half of a block in the low nibbles. The file's metadata
 (`jpgen.quantized`) gives bits and shape of each.
 """
@@ -60,6 +60,7 @@ def save_weights(
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(stored, partial, metadata=header)
+        partial.chmod(0o644)  # safetensors writes for the owner alone
         os.replace(partial, path)
     except OSError as error:
         raise WeightsError(f"{path} に書き込めません / cannot write {path}: {error.strerror or error}") from error
@@ -93,8 +94,8 @@ def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Te
 
 def _pack8(tensor: Tensor) -> tuple[Tensor, Tensor]:
     rows = tensor.reshape(tensor.shape[0], -1)
-    scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-8).half()
-    return (rows / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
+    scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-30)
+    return (rows / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def _unpack8(packed: Tensor, scale: Tensor) -> Tensor:

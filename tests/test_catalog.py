@@ -7,6 +7,26 @@ import pytest
 from jpgen.catalog import find_model, load_catalog
 from jpgen.errors import UnknownNameError, WeightsError
 
+MINE = """
+[mame.default]
+steps = 30
+
+[mine]
+family = "pixart"
+encoder = "bert"
+path = "/x"
+revision = "1"
+license = "MIT"
+title = "私の"
+route = "native"
+
+[mine.default]
+width = 256
+height = 256
+steps = 8
+guidance_scale = 3.0
+"""
+
 
 def test_every_entry_is_complete() -> None:
     for name, entry in load_catalog().items():
@@ -21,7 +41,7 @@ def test_unknown_model_offers_the_nearest() -> None:
 
 def test_a_users_file_adds_and_replaces(tmp_path: Path) -> None:
     mine = tmp_path / "catalog.toml"
-    mine.write_text('[mame.default]\nsteps = 30\n[mine]\nfamily="pixart"\nencoder="bert"\npath="/x"\nrevision="1"\nlicense="MIT"\ntitle="私の"\nroute="native"\n[mine.default]\nwidth=256\nheight=256\nsteps=8\nguidance_scale=3.0\n', "utf-8")
+    mine.write_text(MINE, "utf-8")
     catalog = load_catalog(mine)
     assert catalog["mame"].default.steps == 30
     assert catalog["mame"].default.width == 256

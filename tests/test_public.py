@@ -9,7 +9,8 @@ import jpgen
 
 
 def test_importing_jpgen_loads_no_torch() -> None:
-    code = "import sys, jpgen, jpgen.cli, jpgen.catalog; jpgen.Prompt; print([m for m in ('torch', 'diffusers', 'transformers', 'PIL') if m in sys.modules])"
+    heavy = ("torch", "diffusers", "transformers", "PIL", "numpy")
+    code = f"import sys, jpgen, jpgen.cli, jpgen.catalog; jpgen.Prompt; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

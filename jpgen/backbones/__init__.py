@@ -1,11 +1,14 @@
-"""Backbones: one file a family, each with `load(entry)` and `toy()`; the only place that calls diffusers pipelines."""
+"""Backbones: one file a family, each with `load(entry, dtype)` and `toy()`; the only place that calls diffusers pipelines."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
+import torch
+
 from jpgen.catalog import Entry
+from jpgen.compute import best_dtype
 from jpgen.errors import UnknownNameError
 from jpgen.types import Backbone
 
@@ -18,9 +21,9 @@ def families() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in PARTS)
 
 
-def load_backbone(entry: Entry) -> Backbone:
-    """The backbone of this catalogue entry; raises UnknownNameError or WeightsError."""
+def load_backbone(entry: Entry, dtype: torch.dtype | None = None) -> Backbone:
+    """The backbone of this catalogue entry, in the number type that suits the machine unless told; raises UnknownNameError or WeightsError."""
     if entry.family not in families():
         raise UnknownNameError.of("バックボーン / backbone family", entry.family, families())
-    backbone: Backbone = importlib.import_module(f"jpgen.backbones.{entry.family}").load(entry)
+    backbone: Backbone = importlib.import_module(f"jpgen.backbones.{entry.family}").load(entry, dtype or best_dtype())
     return backbone

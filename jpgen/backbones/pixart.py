@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from jpgen.backbones.autoencoder import AutoencoderShuffle
 from jpgen.backbones.schedulers import make_scheduler
 from jpgen.catalog import Entry
-from jpgen.compute import best_dtype
 from jpgen.errors import Cancelled, WeightsError
 from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
 from jpgen.weights import WEIGHTS, load_weights
@@ -88,10 +87,9 @@ def _same_length(one: Conditioning, other: Conditioning) -> tuple[Tensor, Tensor
     return (*padded(one), *padded(other))
 
 
-def load(entry: Entry) -> PixArtBackbone:
+def load(entry: Entry, dtype: torch.dtype) -> PixArtBackbone:
     """The backbone in the entry's folder: `transformer/`, `vae/`, `scheduler/`, as diffusers lays them out; raises WeightsError."""
     folder = entry.folder
-    dtype = best_dtype()
     transformer = _filled(PixArtTransformer2DModel, folder / "transformer", dtype)
     vae_class = AUTOENCODERS.get(str(_config(folder / "vae").get("_class_name")))
     if vae_class is None:
@@ -110,7 +108,9 @@ def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 def _filled(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A module of this class by the folder's config, holding the folder's weights."""
-    model = kind.from_config(_config(folder)).to(dtype)
+    model = kind.from_config(_config(folder))
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(dtype)
     state = load_weights(folder / WEIGHTS, dtype)
     wanted = set(model.state_dict())
     if wrong := sorted(wanted ^ state.keys()):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle
-from jpgen.errors import UnknownNameError
+from jpgen.errors import TrainingDataError, UnknownNameError
 from jpgen.train.autoencoder import train_autoencoder
 from jpgen.train.backbone import sample_sheet, train_backbone
 from jpgen.train.captions import caption
@@ -32,7 +32,7 @@ def run_stage(stage: str, data: Path, out: Path, *, steps: int, decay: int = 0, 
         "decoder": lambda: train_autoencoder(data, out, steps=steps, decoder_only=True),
         "latents": lambda: cache_latents(data, out, shards),
         "backbone": lambda: train_backbone(out, steps=steps, decay=decay),
-        "sheet": lambda: sample_sheet(out).save(out / "backbone.png"),
+        "sheet": lambda: draw_sheet(out),
     }
     if stage not in stages:
         raise UnknownNameError.of("学習の段階 / training stage", stage, stages)
@@ -52,8 +52,22 @@ def sample_captions(data: Path, scenes: int = 2000) -> list[str]:
     return [caption(plan(seed, stage), language, np.random.default_rng((seed, 2))) for seed in seeds for language in LANGUAGES]
 
 
+def draw_sheet(out: Path) -> None:
+    """Write `out/backbone.png`, pictures by the weights so far."""
+    require_made(out / "transformer", "backbone")
+    sample_sheet(out).save(out / "backbone.png")
+
+
+def require_made(folder: Path, stage: str) -> None:
+    """Raise TrainingDataError if an earlier stage has not made this folder yet."""
+    if not folder.is_dir():
+        raise TrainingDataError(f"{folder} がありません。先に --stage {stage} を / {folder} is missing: run jpgen train mame --stage {stage} first")
+
+
 def cache_latents(data: Path, out: Path, shards: int) -> None:
     """Write the first `shards` shards of latents to `out/latents`, skipping those already there."""
+    require_made(out / "vae", "autoencoder")
+    require_made(out / "text_encoder", "text_encoder")
     vae = AutoencoderShuffle.from_config(AutoencoderShuffle.load_config(out / "vae")).eval()
     vae.load_state_dict(load_weights(out / "vae" / WEIGHTS))
     encoder, tokenizer = load_text_encoder(out)

@@ -113,7 +113,7 @@ def load_sprites(folder: Path) -> tuple[np.ndarray, list[Drawing]]:
         array = np.load(folder / "sprites.npy", mmap_mode="r")
         index = [Drawing(**row) for row in json.loads((folder / "sprites.json").read_text("utf-8"))]
     except OSError as error:
-        raise TrainingDataError(f"no sprites in {folder}; make them with: jpgen train sprites --data {folder}") from error
+        raise TrainingDataError(f"no sprites in {folder}; make them with: jpgen train mame --stage art") from error
     return array, index
 
 

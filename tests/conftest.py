@@ -1,0 +1,14 @@
+"""Shared by all tests: a pipeline of toy parts (random weights, pictures of 64 pixels), opened once."""
+
+import pytest
+
+from jpgen.pipeline import Pipeline
+from jpgen.types import ModelInfo
+
+
+@pytest.fixture(scope="session")
+def toy() -> Pipeline:
+    from jpgen.backbones import pixart
+    from jpgen.encoders import bert
+
+    return Pipeline.from_parts(bert.toy(), pixart.toy(), ModelInfo("toy", "0", "Apache-2.0", "0000000000"))

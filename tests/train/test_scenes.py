@@ -1,0 +1,88 @@
+"""Scenes and captions: reproducible, true to their facts, natural in both languages."""
+
+import numpy as np
+import pytest
+
+from jpgen.train.backgrounds import BACKGROUNDS
+from jpgen.train.captions import caption
+from jpgen.train.scenes import COLORS, FLAT_ART, LAYOUTS, Scene, Stage, concepts, plan, render, tint
+from jpgen.train.sprites import Drawing
+from jpgen.train.styles import STYLES
+
+DRAWINGS = [Drawing(c.emoji, art, i) for i, (c, art) in enumerate((c, a) for c in concepts() for a in (*FLAT_ART, "fluent"))]
+STAGE = Stage(DRAWINGS)
+SPRITES = np.random.default_rng(0).integers(0, 256, (1, 48, 48, 4), dtype=np.uint8).repeat(len(DRAWINGS), 0)
+
+
+def test_concepts_are_well_formed() -> None:
+    assert len(concepts()) >= 300
+    for words in ("ja", "en"):
+        every = [word for concept in concepts() for word in getattr(concept, words)]
+        assert len(every) == len(set(every)), "a word that two concepts share teaches nothing"
+        assert all(word and word == word.strip() for word in every)
+    assert all(concept.weight > 0 and concept.counter for concept in concepts())
+
+
+def test_the_same_seed_is_the_same_scene_and_picture() -> None:
+    for seed in range(20):
+        one, other = plan(seed, STAGE), plan(seed, STAGE)
+        assert one == other
+        assert render(one, SPRITES).tobytes() == render(other, SPRITES).tobytes()
+
+
+def test_pictures_have_one_size() -> None:
+    assert {render(plan(seed, STAGE), SPRITES).size for seed in range(60)} == {(256, 256)}
+
+
+def test_scenes_cover_everything() -> None:
+    scenes = [plan(seed, STAGE) for seed in range(3000)]
+    assert {s.layout for s in scenes} == set(LAYOUTS)
+    assert {s.background.key for s in scenes} == {b.key for b in BACKGROUNDS}
+    assert {s.style.key for s in scenes} == {s.key for s in STYLES}
+    assert {t.color.key for s in scenes for t in s.things if t.color} == {c.key for c in COLORS}
+    assert {s.count for s in scenes if s.layout == "count"} == {2, 3, 4, 5}
+
+
+def test_things_stand_where_the_layout_says() -> None:
+    for scene in (plan(seed, STAGE) for seed in range(500)):
+        if scene.layout == "beside":
+            assert scene.things[0].boxes[0][0] < scene.things[1].boxes[0][0]
+        if scene.layout == "above":
+            assert scene.things[0].boxes[0][1] < scene.things[1].boxes[0][1]
+        if len(scene.things) == 2:
+            assert scene.things[0].concept != scene.things[1].concept
+
+
+def said(scene: Scene, language: str) -> list[str]:
+    return [caption(scene, language, np.random.default_rng(n)) for n in range(6)]
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_captions_tell_things_colours_places_and_styles(language: str) -> None:
+    for scene in (plan(seed, STAGE) for seed in range(150)):
+        for text in said(scene, language):
+            for thing in scene.things:
+                nouns = getattr(thing.concept, language)
+                plural = language == "en" and scene.layout == "count"
+                assert plural or any(noun in text for noun in nouns), text
+                if thing.color:
+                    assert any(word in text for word in (thing.color.ja if language == "ja" else (thing.color.en,))), text
+            for part in (scene.background, scene.style):
+                assert not part.key or any(word in text for word in getattr(part, language)), text
+
+
+def test_counts_are_said_with_the_right_counter() -> None:
+    digits = "二三四五"
+    for scene in (plan(seed, STAGE) for seed in range(600)):
+        if scene.layout == "count":
+            n = scene.count
+            assert all(any(d in text for d in (str(n), digits[n - 2], "０１２３４５"[n])) for text in said(scene, "ja"))
+
+
+def test_tints_keep_the_shape_and_the_shade() -> None:
+    sprite = SPRITES[0]
+    for color in COLORS:
+        made = tint(sprite, color)
+        assert made.shape == sprite.shape
+        assert np.array_equal(made[..., 3], sprite[..., 3])
+        assert not np.array_equal(made[..., :3], sprite[..., :3])
