@@ -45,7 +45,7 @@ class JudgeConfig:
     colors: tuple[str, ...]
     backgrounds: tuple[str, ...]
     styles: tuple[str, ...]
-    widths: tuple[int, int, int] = (96, 192, 256)
+    widths: tuple[int, int, int] = (64, 128, 256)
     queries: int = 8
 
     @property

@@ -30,7 +30,7 @@ from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.latents import LatentPool, encode_ragged
 from jpgen.train.text_encoder import load_text_encoder
 from jpgen.types import ModelInfo
-from jpgen.weights import WEIGHTS, eight_bit_matrices, save_weights
+from jpgen.weights import WEIGHTS, eight_bit_matrices, load_weights, save_weights
 
 BATCH = 128
 TEXT_LENGTH = 40
@@ -104,9 +104,10 @@ def flow_loss(model: Callable[..., tuple[Tensor]], latents: Tensor, states: Tens
 
 
 def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool = True) -> None:
-    """Train on `folder/latents` until `steps` in all, resuming `folder/backbone.pt`, and write `folder/transformer` and `folder/scheduler`.
+    """Train on `folder/latents` until `steps` in all and write `folder/transformer` and `folder/scheduler`.
 
-    The last `decay` steps anneal; their result is written but the checkpoint stays before them.
+    Resumes `folder/backbone.pt`; without it, starts from the weights in `folder/transformer` if there are any (a copy of `jpgen/mame`, say). The
+    last `decay` steps anneal; their result is written but the checkpoint stays before them.
     """
     torch.manual_seed(0)
     pool = LatentPool(folder / "latents")
@@ -114,6 +115,8 @@ def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool =
     empty = encode_ragged([""], encoder, tokenizer)[0].float()
     del encoder
     model = new_backbone()
+    if (folder / "transformer" / WEIGHTS).exists():
+        model.load_state_dict(load_weights(folder / "transformer" / WEIGHTS))
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = Optimizer(model)
     done = 0
@@ -154,8 +157,7 @@ def write_backbone(model: PixArtTransformer2DModel, folder: Path) -> None:
     target = folder / "transformer"
     target.mkdir(exist_ok=True)
     model.save_config(target)
-    state = {name: value for name, value in model.state_dict().items() if name != "pos_embed.pos_embed"}
-    save_weights(target / WEIGHTS, state, bits=eight_bit_matrices)
+    save_weights(target / WEIGHTS, model.state_dict(), bits=eight_bit_matrices)
     DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0).save_pretrained(folder / "scheduler")
 
 

@@ -39,7 +39,7 @@ def gradient(rng: np.random.Generator, top: Color, bottom: Color, *, noise: floa
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
 
 
-def _ridge(rng: np.random.Generator, image: Image.Image, level: float, height: float, color: Color) -> None:
+def _ridge(rng: np.random.Generator, image: Image.Image, level: float, height: int, color: Color) -> None:
     """Fill everything below a wavy line at `level` (a fraction of the height) with `color`."""
     x = np.arange(0, SIZE + 8, 8)
     wave = np.sin(x / SIZE * 6.28 * rng.uniform(0.5, 1.6) + rng.uniform(0, 6.28)) + 0.3 * np.sin(x / SIZE * 18 + rng.uniform(0, 6.28))
@@ -76,7 +76,7 @@ def _tree(draw: ImageDraw.ImageDraw, x: int, foot: int, height: int, leaf: Color
 
 def _plain(color: Color) -> Painter:
     def paint(rng: np.random.Generator) -> Image.Image:
-        return gradient(rng, _vary(rng, color, 6), _vary(rng, color, 6), noise=0)
+        return gradient(rng, _vary(rng, color, 6), _vary(rng, color, 6), noise=0.0)
 
     return paint
 
@@ -84,42 +84,42 @@ def _plain(color: Color) -> Painter:
 def _unsaid(rng: np.random.Generator) -> Image.Image:
     """What stands behind a thing when the caption says nothing: nearly white, faintly tinted."""
     tint: Color = tuple(int(c) for c in rng.integers(232, 256, 3))  # type: ignore[assignment]
-    return gradient(rng, (252, 252, 252), tint, noise=0)
+    return gradient(rng, (252, 252, 252), tint, noise=0.0)
 
 
 def _blue_sky(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (75, 160, 245), (190, 225, 255), noise=3)
+    image = gradient(rng, (75, 160, 245), (190, 225, 255), noise=3.0)
     _clouds(rng, image, (250, 252, 255), (20, 220), 4)
     return image
 
 
 def _sunset_sky(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (95, 60, 140), (255, 150, 70), noise=6)
+    image = gradient(rng, (95, 60, 140), (255, 150, 70), noise=6.0)
     _clouds(rng, image, (255, 175, 120), (90, 220), 3)
     return image
 
 
 def _night_sky(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (8, 12, 45), (35, 45, 100), noise=3)
+    image = gradient(rng, (8, 12, 45), (35, 45, 100), noise=3.0)
     _dots(rng, image, 60, [(255, 255, 230), (200, 220, 255)], (0, 3), (0, SIZE))
     return image
 
 
 def _space(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (20, 5, 35), (50, 10, 70), noise=22)
+    image = gradient(rng, (20, 5, 35), (50, 10, 70), noise=22.0)
     _dots(rng, image, 70, [(255, 255, 255), (255, 210, 240), (170, 200, 255)], (0, 3), (0, SIZE))
     return image
 
 
 def _sea(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (130, 200, 250), (215, 240, 255), noise=3)
+    image = gradient(rng, (130, 200, 250), (215, 240, 255), noise=3.0)
     for level, color in ((0.5, (45, 140, 215)), (0.66, (30, 115, 195)), (0.84, (20, 95, 175))):
         _ridge(rng, image, level, 3, _vary(rng, color, 6))
     return image
 
 
 def _sunset_sea(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (130, 60, 120), (255, 165, 80), noise=4)
+    image = gradient(rng, (130, 60, 120), (255, 165, 80), noise=4.0)
     x = int(rng.integers(50, 206))
     ImageDraw.Draw(image).ellipse((x - 26, 92, x + 26, 144), fill=(255, 225, 140))
     for level, color in ((0.5, (140, 70, 110)), (0.66, (110, 55, 105)), (0.84, (80, 40, 95))):
@@ -128,7 +128,7 @@ def _sunset_sea(rng: np.random.Generator) -> Image.Image:
 
 
 def _underwater(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (60, 190, 225), (10, 70, 130), noise=4)
+    image = gradient(rng, (60, 190, 225), (10, 70, 130), noise=4.0)
     _ridge(rng, image, 0.9, 5, (215, 195, 140))
     draw = ImageDraw.Draw(image)
     for _ in range(14):
@@ -138,7 +138,7 @@ def _underwater(rng: np.random.Generator) -> Image.Image:
 
 
 def _grass(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (130, 205, 250), (225, 242, 255), noise=3)
+    image = gradient(rng, (130, 205, 250), (225, 242, 255), noise=3.0)
     _ridge(rng, image, 0.56, 10, _vary(rng, (125, 200, 90)))
     _ridge(rng, image, 0.74, 8, _vary(rng, (90, 175, 70)))
     return image
@@ -151,7 +151,7 @@ def _flowers(rng: np.random.Generator) -> Image.Image:
 
 
 def _forest(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (165, 215, 190), (95, 150, 95), noise=4)
+    image = gradient(rng, (165, 215, 190), (95, 150, 95), noise=4.0)
     draw = ImageDraw.Draw(image)
     for foot, height, leaf in ((170, 110, (60, 125, 75)), (215, 140, (40, 100, 60))):
         for x in range(int(rng.integers(-10, 20)), SIZE + 20, 46):
@@ -161,7 +161,7 @@ def _forest(rng: np.random.Generator) -> Image.Image:
 
 
 def _autumn(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (150, 205, 245), (245, 235, 220), noise=3)
+    image = gradient(rng, (150, 205, 245), (245, 235, 220), noise=3.0)
     _ridge(rng, image, 0.5, 18, (170, 90, 60))
     draw = ImageDraw.Draw(image)
     for foot in (175, 225):
@@ -172,7 +172,7 @@ def _autumn(rng: np.random.Generator) -> Image.Image:
 
 
 def _cherry(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (150, 210, 250), (250, 235, 245), noise=3)
+    image = gradient(rng, (150, 210, 250), (250, 235, 245), noise=3.0)
     draw = ImageDraw.Draw(image)
     for x in range(int(rng.integers(-10, 16)), SIZE + 20, 50):
         _tree(draw, x, 200, 150, _vary(rng, (250, 180, 205), 8), (95, 65, 60))
@@ -182,7 +182,7 @@ def _cherry(rng: np.random.Generator) -> Image.Image:
 
 
 def _snow(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (150, 175, 210), (215, 225, 240), noise=4)
+    image = gradient(rng, (150, 175, 210), (215, 225, 240), noise=4.0)
     _ridge(rng, image, 0.6, 12, (225, 233, 245))
     _ridge(rng, image, 0.76, 8, (245, 248, 253))
     _dots(rng, image, 60, [(255, 255, 255)], (1, 4), (0, SIZE))
@@ -190,7 +190,7 @@ def _snow(rng: np.random.Generator) -> Image.Image:
 
 
 def _rain(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (95, 105, 125), (160, 170, 185), noise=8)
+    image = gradient(rng, (95, 105, 125), (160, 170, 185), noise=8.0)
     draw = ImageDraw.Draw(image)
     for _ in range(70):
         x, y = int(rng.integers(0, SIZE + 20)), int(rng.integers(-10, SIZE))
@@ -199,14 +199,14 @@ def _rain(rng: np.random.Generator) -> Image.Image:
 
 
 def _desert(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (110, 190, 240), (250, 232, 195), noise=3)
+    image = gradient(rng, (110, 190, 240), (250, 232, 195), noise=3.0)
     _ridge(rng, image, 0.55, 14, _vary(rng, (235, 190, 115)))
     _ridge(rng, image, 0.74, 10, _vary(rng, (220, 170, 95)))
     return image
 
 
 def _mountains(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (120, 190, 245), (225, 240, 250), noise=3)
+    image = gradient(rng, (120, 190, 245), (225, 240, 250), noise=3.0)
     draw = ImageDraw.Draw(image)
     for _ in range(4):
         x, top = int(rng.integers(0, SIZE)), int(rng.integers(60, 110))
@@ -231,19 +231,19 @@ def _buildings(rng: np.random.Generator, image: Image.Image, wall: list[Color], 
 
 
 def _town(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (140, 200, 245), (230, 240, 250), noise=3)
+    image = gradient(rng, (140, 200, 245), (230, 240, 250), noise=3.0)
     _buildings(rng, image, [(190, 175, 160), (165, 180, 195), (205, 190, 175), (150, 160, 175)], (235, 245, 255))
     return image
 
 
 def _night_town(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (15, 15, 50), (60, 45, 95), noise=3)
+    image = gradient(rng, (15, 15, 50), (60, 45, 95), noise=3.0)
     _buildings(rng, image, [(40, 42, 70), (55, 50, 80), (30, 34, 60)], (255, 220, 120))
     return image
 
 
 def _tatami(rng: np.random.Generator) -> Image.Image:
-    image = gradient(rng, (240, 232, 212), (232, 222, 198), noise=2)
+    image = gradient(rng, (240, 232, 212), (232, 222, 198), noise=2.0)
     draw = ImageDraw.Draw(image)
     shift = int(rng.integers(-16, 17))
     for x in range(-32 + shift, SIZE + 32, 40):

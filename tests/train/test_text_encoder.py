@@ -6,7 +6,7 @@ import torch
 
 from jpgen.catalog import find_model
 from jpgen.errors import TrainingDataError
-from jpgen.train.text_encoder import load_text_encoder, make_tokenizer, needed_pieces, read_source, source_path
+from jpgen.train.text_encoder import SourceModel, load_text_encoder, make_tokenizer, needed_pieces, read_source, source_path
 
 TEXTS = ["夕焼けの海に浮かぶ赤い船", "猫", "a woman in a hat holding a kitten", "富士山と桜、水彩画風", "ラーメンを食べる忍者"]
 
@@ -46,11 +46,9 @@ def test_other_scripts_become_unknown_not_garbage() -> None:
 
 
 def test_pieces_are_chosen_by_script_and_words() -> None:
-    class Small:
-        pieces = ("<s>", "<pad>", "</s>", "<unk>", "▁", "猫", "▁cat", "s", "собака", "123", "这", "、")
-        scores = -np.arange(12.0)
-
-    assert [Small.pieces[i] for i in needed_pieces(Small, ["cat", "cats"])][4:] == ["▁", "猫", "▁cat", "s", "123", "、"]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", "猫", "▁cat", "s", "собака", "123", "这", "、"]
+    small = SourceModel(8, 1, 1, 8, 8, 1e-12, pieces, -np.arange(12.0), {})
+    assert [pieces[i] for i in needed_pieces(small, ["cat", "cats"])][4:] == ["▁", "猫", "▁cat", "s", "123", "、"]
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path) -> None:

@@ -13,6 +13,7 @@ from jpgen.train import backbone
 from jpgen.train.checkpoint import load_state, save_state
 from jpgen.train.latents import LatentPool, encode_ragged
 from jpgen.train.mame import run_stage
+from jpgen.weights import WEIGHTS, load_weights
 
 SMALL = backbone.CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "cross_attention_dim": 32, "caption_channels": 32}
 
@@ -48,6 +49,17 @@ def test_a_run_in_two_parts_is_the_run_in_one(small: None, tmp_path: Path) -> No
         torch.testing.assert_close(states[1]["model"][name], value, msg=name)
     assert (two / "transformer" / "config.json").exists()
     assert json.loads((two / "scheduler" / "scheduler_config.json").read_text())["use_flow_sigmas"] is True
+
+
+def test_without_a_checkpoint_training_starts_from_the_weights_there(small: None, tmp_path: Path) -> None:
+    shard(tmp_path / "latents" / "shard-000.safetensors")
+    backbone.train_backbone(tmp_path, steps=2, compiled=False)
+    (tmp_path / "backbone.pt").unlink()
+    before = load_weights(tmp_path / "transformer" / WEIGHTS)
+    backbone.train_backbone(tmp_path, steps=0, compiled=False)
+    after = load_weights(tmp_path / "transformer" / WEIGHTS)
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_the_decay_leaves_the_checkpoint_before_it(small: None, tmp_path: Path) -> None:
