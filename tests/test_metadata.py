@@ -292,7 +292,9 @@ def test_failure_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_full_disk_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true_open = Path.open
 
-    def onto_full_disk(self: Path, mode: str = "r") -> io.BufferedWriter:
+    def onto_full_disk(self: Path, mode: str = "r", **how: object) -> io.IOBase:
+        if mode != "xb":
+            return true_open(self, mode, **how)
         true_open(self, mode).close()
         return open("/dev/full", "wb")
 
@@ -306,7 +308,11 @@ def test_full_disk_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     if not os.geteuid():  # nothing stops root: pretend
 
-        def refuse(*_args: object) -> None:
+        true_open = Path.open
+
+        def refuse(self: Path, mode: str = "r", **how: object) -> io.IOBase:
+            if mode != "xb":
+                return true_open(self, mode, **how)
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(Path, "open", refuse)

@@ -193,7 +193,7 @@ def write_ceiling(judge: Judge, data: Path, out: Path, *, art: Sequence[str] = J
     (out / CEILING).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
-def measure_judge(judge: Judge, data: Path, art: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
+def measure_judge(judge: Judge, data: Path, art: Sequence[str], seeds: Sequence[int]) -> dict[str, int | float]:
     """The share (0…1) of renders of these seeds that the judge reads rightly, for each figure of `score`; `pictures` is how many there were."""
     sprites, drawings = load_sprites(data)
     hits: dict[str, list[bool]] = defaultdict(list)
