@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from jpgen.pipeline import Pipeline, generate, generate_many, load_generation
+    from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
     from jpgen.types import Conditioning, ConditioningSpec, Edit, Generation, ModelInfo, Prompt, SamplingConfig, Step
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
         "PromptError", "RecipeError", "SettingError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
     "jpgen.pipeline": ("Pipeline", "generate", "generate_many", "load_generation"),
+    "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
     "jpgen.types": ("Conditioning", "ConditioningSpec", "Edit", "Generation", "ModelInfo", "Prompt", "SamplingConfig", "Step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -50,6 +52,7 @@ __all__ = [
     "Generation",
     "IncompatibleError",
     "JpgenError",
+    "Lexicon",
     "LicenseError",
     "MetadataError",
     "MissingExtraError",
@@ -62,13 +65,19 @@ __all__ = [
     "SamplingConfig",
     "SettingError",
     "Step",
+    "Style",
     "TrainingDataError",
     "UnknownNameError",
     "WeightsError",
+    "Wildcards",
+    "apply_style",
     "generate",
     "generate_many",
     "load_catalog",
     "load_generation",
+    "load_lexicon",
+    "load_styles",
+    "normalize",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `jpgen generate`, `jpgen models`, `jpgen train …`. The only file that prints."""
+"""The command line: `jpgen generate`, `jpgen normalize`, `jpgen models`, `jpgen train …`. The only file that prints."""
 
 from __future__ import annotations
 
@@ -55,11 +55,13 @@ def main() -> None:
 @click.option("--scheduler", help="サンプラー / sampler name")
 @click.option("--size", help="大きさ。例: 256 または 256x320 / size in pixels, W or WxH")
 @click.option("--count", type=int, default=1, show_default=True, help="一つのプロンプトから作る枚数 / pictures a prompt")
+@click.option("--emphasis", help="（猫：１．２）の重みの効かせ方: a1111, a1111-nonorm, comfy, compel / how attention weights act")
+@click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
 @click.option("--json", "as_json", is_flag=True, help="結果を JSON で一行ずつ出す / one JSON object a line")
 @explained
 def generate_command(
     prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
-    scheduler: str | None, size: str | None, count: int, as_json: bool,
+    scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, as_json: bool,
 ) -> None:
     """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
     width, height = _size(size)
@@ -72,10 +74,34 @@ def generate_command(
     if output is not None:
         require_writable(output)
     pipeline = open_pipeline(model)
-    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler)
-    for index, made in enumerate(_drawn(pipeline, prompts, config, negative=negative, seed=seed, count=count, total=total)):
+    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis)
+    for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize)):
         target = _numbered(output, index, total) if output else Path(file_name(made))
         _tell(made, made.save(target), as_json)
+
+
+@main.command("normalize")
+@click.argument("text")
+@click.option("--off", multiple=True, help="使わない規則（何度でも） / a rule to leave out")
+@click.option("--seed", type=int, default=0, show_default=True, help="{猫|犬} や __季節__ を選ぶシード / seed of the choices")
+@click.option("--lexicon", type=click.Path(path_type=Path), multiple=True, help="足す辞書（TSV） / a lexicon file to add")
+@click.option("--json", "as_json", is_flag=True, help="一行に一つの JSON / one JSON object a line")
+@explained
+def normalize_command(text: str, off: tuple[str, ...], seed: int, lexicon: tuple[Path, ...], as_json: bool) -> None:
+    """TEXT がどう読まれるか。「-」なら標準入力から一行に一つ / how a prompt is read; '-' reads one a line from stdin."""
+    from jpgen.prompt import normalize
+    from jpgen.types import plain_data
+
+    for line in _prompts(text):
+        read = normalize(line, off=off, seed=seed, lexicon=lexicon)
+        if as_json:
+            click.echo(json.dumps(plain_data(read), ensure_ascii=False))
+            continue
+        click.echo(read.written)
+        if read.negative:
+            click.echo(f"  ネガティブ / negative: {read.negative}")
+        for told in read.explain().splitlines():
+            click.echo(f"  {told}")
 
 
 @main.command("models")
@@ -146,20 +172,20 @@ def _prompts(argument: str) -> list[str]:
 
 
 def _drawn(
-    pipeline: Pipeline, prompts: list[str], config: SamplingConfig, *, negative: str, seed: int | None, count: int, total: int
+    pipeline: Pipeline, prompts: list[str], config: SamplingConfig, negative: str, seed: int | None, count: int, normalize: bool
 ) -> Iterable[Generation]:
     """The pictures, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("描いています / drawing", total=total * config.steps)
+        task = progress.add_task("描いています / drawing", total=len(prompts) * max(count, 1) * config.steps)
         done = 0
 
         def on_step(step: Step) -> None:
             progress.update(task, completed=done * config.steps + step.index)
 
-        for made in pipeline.stream(prompts, negative=negative, seed=seed, count=count, config=config, on_step=on_step):
+        for made in pipeline.stream(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step):
             done += 1
             progress.update(task, completed=done * config.steps)
             yield made

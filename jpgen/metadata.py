@@ -189,7 +189,7 @@ def parameters_text(generation: Generation) -> str:
     }
     negative = f"\n{NEGATIVE} {_printable(generation.prompt.negative)}" if generation.prompt.negative else ""
     last = ", ".join(f"{key}: {_quoted(_printable(str(value)))}" for key, value in pairs.items())
-    return f"{_printable(generation.prompt.source)}{negative}\n{last}"
+    return f"{_printable(generation.prompt.written or generation.prompt.source)}{negative}\n{last}"
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:

@@ -15,10 +15,13 @@ import torch
 
 from jpgen.backbones import load_backbone
 from jpgen.catalog import Entry, find_model
+from jpgen.emphasis import TokenEncoder, encode_weighted
 from jpgen.encoders import load_encoder
 from jpgen.errors import MetadataError, PromptError, SettingError
 from jpgen.metadata import read_settings
-from jpgen.types import Backbone, Generation, ModelInfo, Prompt, SamplingConfig, StepCallback, TextEncoder, require_seed
+from jpgen.prompt.chain import normalize as normalized
+from jpgen.prompt.syntax import parse_attention
+from jpgen.types import Backbone, Conditioning, Generation, ModelInfo, Prompt, SamplingConfig, StepCallback, TextEncoder, require_seed
 
 log = logging.getLogger("jpgen")
 
@@ -68,14 +71,16 @@ class Pipeline:
         negative: str = "",
         seed: int | None = None,
         config: SamplingConfig | None = None,
+        normalize: bool = True,
         on_step: StepCallback | None = None,
     ) -> Generation:
         """One picture of the prompt.
 
-        No seed means a random one, which the Generation tells; no config the model's own default (see `config`). Raises PromptError,
-        SettingError, UnknownNameError (scheduler), Cancelled (`on_step` returned False).
+        The prompt is read by `jpgen.normalize` unless `normalize` is False or it is a Prompt already. No seed means a random one, which the
+        Generation tells; no config the model's own default (see `config`). Raises PromptError, SettingError, UnknownNameError (scheduler),
+        Cancelled (`on_step` returned False).
         """
-        return next(self.stream([prompt], negative=negative, seed=seed, config=config, on_step=on_step))
+        return next(self.stream([prompt], negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step))
 
     def generate_many(
         self,
@@ -85,6 +90,7 @@ class Pipeline:
         seed: int | None = None,
         count: int = 1,
         config: SamplingConfig | None = None,
+        normalize: bool = True,
         on_step: StepCallback | None = None,
     ) -> list[Generation]:
         """`count` pictures of each prompt, in order: all of the first prompt, then of the second …
@@ -92,7 +98,7 @@ class Pipeline:
         The n-th picture of every prompt has seed `seed` + n, and is the same picture that `generate` makes with that seed alone. Raises as
         `generate` does, before anything is sampled.
         """
-        return list(self.stream(prompts, negative=negative, seed=seed, count=count, config=config, on_step=on_step))
+        return list(self.stream(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step))
 
     def stream(
         self,
@@ -102,6 +108,7 @@ class Pipeline:
         seed: int | None = None,
         count: int = 1,
         config: SamplingConfig | None = None,
+        normalize: bool = True,
         on_step: StepCallback | None = None,
     ) -> Iterator[Generation]:
         """Like `generate_many`, handing each picture over as soon as its batch is done."""
@@ -110,7 +117,7 @@ class Pipeline:
             raise SettingError(f"count={count!r} は 1〜{MAX_COUNT} にしてください / must be 1–{MAX_COUNT}")
         first = _seed(seed)
         require_seed(first + count - 1)
-        jobs = [(prompt, first + n) for prompt in [_prompt(p, negative) for p in prompts] for n in range(count)]
+        jobs = [(_prompt(prompt, negative, normalize, first + n), first + n) for prompt in prompts for n in range(count)]
         return self._batches(jobs, checked, on_step)
 
     def _batches(self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None) -> Iterator[Generation]:
@@ -126,17 +133,19 @@ class Pipeline:
         steps: int | None = None,
         guidance_scale: float | None = None,
         scheduler: str | None = None,
+        emphasis: str | None = None,
     ) -> SamplingConfig:
         """The backbone's default settings with what is given in their place, checked; raises SettingError naming all that is wrong."""
-        given = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+        given = {
+            "width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler, "emphasis": emphasis,
+        }
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(self.backbone.default, **chosen).validated(self.backbone.size_multiple)  # type: ignore[arg-type]
 
     def _batch(self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None) -> list[Generation]:
         began = time.perf_counter()
         with self._lock:
-            conditioning = self.encoder.encode([prompt.text for prompt in prompts])
-            negative = self.encoder.encode([prompt.negative for prompt in prompts])
+            conditioning, negative = self._encode(prompts, config.emphasis)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
         seconds = (time.perf_counter() - began) / len(prompts)
@@ -144,6 +153,20 @@ class Pipeline:
             Generation(image, prompt, config, seed, self.info, self.encoder.name, self.route, seconds)
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
+
+
+    def _encode(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
+        """Prompts and negative prompts; of an encoder whose passes have one length, both are filled to as many passes as the longest needs."""
+        wanted = [prompt.spans or ((prompt.text, 1.0),) for prompt in prompts]
+        unwanted = [tuple(parse_attention(prompt.negative)) for prompt in prompts]
+        if not isinstance(self.encoder, TokenEncoder):
+            if any(weight != 1.0 for spans in (*wanted, *unwanted) for _, weight in spans):
+                log.warning("%s はプロンプトの重みを使えません / cannot use attention weights", self.encoder.name)
+            return self.encoder.encode([prompt.text for prompt in prompts]), self.encoder.encode([prompt.negative for prompt in prompts])
+        if not self.encoder.window.fixed:
+            return encode_weighted(self.encoder, wanted, emphasis), encode_weighted(self.encoder, unwanted, emphasis)
+        both = encode_weighted(self.encoder, [*wanted, *unwanted], emphasis)
+        return both.rows(0, len(prompts)), both.rows(len(prompts), 2 * len(prompts))
 
 
 @lru_cache(maxsize=1)
@@ -163,6 +186,8 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     scheduler: str | None = None,
+    emphasis: str | None = None,
+    normalize: bool = True,
     on_step: StepCallback | None = None,
 ) -> Generation:
     """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
@@ -172,8 +197,8 @@ def generate(
     (256, 256)
     """
     pipeline = open_pipeline(model)
-    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler)
-    return pipeline.generate(prompt, negative=negative, seed=seed, config=config, on_step=on_step)
+    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis)
+    return pipeline.generate(prompt, negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step)
 
 
 def generate_many(
@@ -188,6 +213,8 @@ def generate_many(
     steps: int | None = None,
     guidance_scale: float | None = None,
     scheduler: str | None = None,
+    emphasis: str | None = None,
+    normalize: bool = True,
     on_step: StepCallback | None = None,
 ) -> list[Generation]:
     """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many`.
@@ -197,8 +224,8 @@ def generate_many(
     [5, 6, 5, 6]
     """
     pipeline = open_pipeline(model)
-    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler)
-    return pipeline.generate_many(prompts, negative=negative, seed=seed, count=count, config=config, on_step=on_step)
+    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis)
+    return pipeline.generate_many(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step)
 
 
 def load_generation(path: str | Path, *, model: str | None = None) -> Generation:
@@ -231,14 +258,22 @@ def _seed(seed: int | None) -> int:
     return int(torch.randint(RANDOM_SEEDS, ()).item()) if seed is None else require_seed(seed)
 
 
-def _prompt(prompt: str | Prompt, negative: str) -> Prompt:
+def _prompt(prompt: str | Prompt, negative: str, normalize: bool, seed: int) -> Prompt:
     """A checked Prompt; raises PromptError for what is empty, too long or not text."""
     if isinstance(prompt, Prompt):
         return prompt
     text, negative = _clean(prompt, "プロンプト / prompt"), _clean(negative, "ネガティブ / negative")
     if not text.strip():
         raise PromptError("プロンプトが空です。描きたいものを書いてください（例: 夕焼けの海に浮かぶ赤い船） / the prompt is empty: say what to draw")
-    return Prompt(source=text, text=text, negative=negative)
+    if not normalize:
+        return Prompt(source=text, text=text, negative=negative, spans=((text, 1.0),))
+    read = normalized(text, negative=negative, seed=seed)
+    if not read.text.strip() and not read.loras:
+        raise PromptError(
+            f"「{text.strip()[:40]}」から描くものが読み取れません。描きたいものを書くか、normalize=False で文のまま渡してください / "
+            "nothing to draw is left: say what to draw, or pass normalize=False (--no-normalize) to take the text as it stands"
+        )
+    return read
 
 
 def _clean(text: str, what: str) -> str:

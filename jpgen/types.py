@@ -33,7 +33,9 @@ class Edit:
 class Prompt:
     """What was typed, what an encoder sees, and what must not appear.
 
-    `spans` are the pieces of `text` with their attention weights (1.0: as it is); `notes` tell a person what stayed ambiguous.
+    `spans` are the pieces of `text` with their attention weights (1.0: as it is) and ("BREAK", -1.0) where a new window begins; `loras` are the
+    adapters named in the text with their weights; `schedule` is a text whose words change between steps, as typed; `written` is the text with its
+    weights, windows and adapters in the notation of stable-diffusion-webui; `notes` tell a person what stayed ambiguous.
     """
 
     source: str
@@ -42,6 +44,9 @@ class Prompt:
     spans: tuple[tuple[str, float], ...] = ()
     edits: tuple[Edit, ...] = ()
     notes: tuple[str, ...] = ()
+    loras: tuple[tuple[str, float], ...] = ()
+    schedule: str = ""
+    written: str = ""
 
     def explain(self) -> str:
         """A line per edit and note, in Japanese."""
@@ -74,6 +79,10 @@ class Conditioning:
     mask: Tensor
     pooled: Tensor | None = None
 
+    def rows(self, start: int, end: int) -> Conditioning:
+        """Those of the prompts from `start` up to `end`."""
+        return Conditioning(self.tokens[start:end], self.mask[start:end], None if self.pooled is None else self.pooled[start:end])
+
     @property
     def spec(self) -> ConditioningSpec:
         """The shape of this conditioning."""
@@ -82,13 +91,14 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to sample. Sides in pixels, steps of the sampler, guidance scale (1: none), name of the sampler."""
+    """How to sample. Sides in pixels, steps of the sampler, guidance scale (1: none), name of the sampler, how attention weights act."""
 
     width: int
     height: int
     steps: int
     guidance_scale: float
     scheduler: str = "dpm++2m"
+    emphasis: str = "a1111"
 
     def validated(self, multiple: int) -> SamplingConfig:
         """Itself, or SettingError naming every setting that is out of range; sides must be divisible by `multiple`."""
@@ -190,7 +200,7 @@ class TextEncoder(Protocol):
         """The shape of what it gives."""
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        """Conditioning of the texts, one row each; raises PromptError when a text has more tokens than fit."""
+        """Conditioning of the texts, one row each; a text of more tokens than one pass takes is encoded in chunks, nothing is cut off."""
 
 
 @runtime_checkable

@@ -111,3 +111,22 @@ def test_a_surrogate_from_the_shell_is_an_error_not_a_traceback() -> None:
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
     assert len(done.stderr.decode().splitlines()) == 1
+
+
+def test_normalize_tells_how_a_prompt_is_read(run: Callable[..., Result]) -> None:
+    done = run("normalize", "帽子をかぶっていない少年の絵を描いてください")
+    assert done.exit_code == 0
+    assert done.output.splitlines()[:2] == ["少年", "  ネガティブ / negative: 帽子"]
+    told = run("normalize", "--json", "-", input="猫が三匹\n（（犬））\n")
+    first, second = map(json.loads, told.output.splitlines())
+    assert (first["text"], first["edits"]) == ("猫が3匹", [{"rule": "counts", "before": "三", "after": "3"}])
+    assert second["spans"] == [["犬", pytest.approx(1.21)]]
+    assert run("normalize", "--off", "counts", "猫が三匹").output == "猫が三匹\n"
+
+
+@pytest.mark.parametrize(("args", "says"), [(("--off", "count", "猫"), "counts"), (("__季説__",), "季節"), (("--lexicon", "no.tsv", "猫"), "no.tsv")])
+def test_normalize_explains_what_is_wrong(run: Callable[..., Result], args: tuple[str, ...], says: str) -> None:
+    done = run("normalize", *args)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -38,7 +38,14 @@ def test_commands_of_readme_run(command: str, tmp_path: Path, monkeypatch: pytes
         assert load_generation(path).prompt.source in command
 
 
-@pytest.mark.parametrize("module", ["jpgen", "jpgen.catalog", "jpgen.pipeline", "jpgen.types", "jpgen.evaluate.judge"])
+MODULES = (
+    "jpgen", "jpgen.catalog", "jpgen.emphasis", "jpgen.pipeline", "jpgen.types", "jpgen.evaluate.judge", "jpgen.prompt.chain", "jpgen.prompt.fullwidth",
+    "jpgen.prompt.scan", "jpgen.prompt.schedule", "jpgen.prompt.styles", "jpgen.prompt.syntax", "jpgen.prompt.tags", "jpgen.prompt.variants",
+    "jpgen.prompt.wildcards",
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert doctest.testmod(importlib.import_module(module)).failed == 0

@@ -67,7 +67,6 @@ def test_sizes_other_than_the_default(toy: Pipeline) -> None:
         ("あ" * 10_000, "10000 文字"),
         ("猫\ud800", "2 文字目"),
         (5, "int"),
-        ("犬" * 300, "トークン"),
     ],
 )
 def test_prompts_that_cannot_be_read(toy: Pipeline, prompt: str, words: str) -> None:
@@ -75,6 +74,15 @@ def test_prompts_that_cannot_be_read(toy: Pipeline, prompt: str, words: str) -> 
         toy.generate(prompt)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_prompt_is_drawn_to_its_last_word(toy: Pipeline) -> None:
+    """2,000 letters are many passes of the encoder and far more tokens than the 256 of one: nothing is cut off, and nothing is refused."""
+    text = ("赤い猫と青い犬、" * 250)[:2000]
+    made = toy.encoder.encode([text])
+    assert made.mask.shape[1] > 1000
+    assert pixels(toy.generate(text, seed=1)) != pixels(toy.generate(text[:-8] + "青い海に赤い船、", seed=1))
+    assert pixels(toy.generate("猫", negative=text, seed=1)) != pixels(toy.generate("猫", seed=1))
 
 
 def test_a_bad_negative_prompt_is_named(toy: Pipeline) -> None:
@@ -147,3 +155,42 @@ def test_other_weights_are_refused_unless_asked_for(toy: Pipeline, tmp_path: Pat
     with pytest.raises(MetadataError, match="other weights"):
         load_generation(path)
     assert load_generation(path, model="toy").model.revision == "1"
+
+
+def test_prompts_are_read_unless_told_not_to(toy: Pipeline) -> None:
+    made = toy.generate("帽子をかぶっていない少年の絵を描いてください", negative="人", seed=1)
+    assert (made.prompt.text, made.prompt.negative) == ("少年", "人、帽子")
+    assert pixels(toy.generate("少年", negative="人、帽子", seed=1)) == pixels(made)
+    typed = toy.generate("猫の絵を描いて", seed=1, normalize=False)
+    assert typed.prompt.text == "猫の絵を描いて"
+    with pytest.raises(PromptError, match="読み取れません"):
+        toy.generate("文字なし")
+
+
+def test_weights_matter_in_every_emphasis(toy: Pipeline) -> None:
+    plain = pixels(toy.generate("赤い猫", seed=1))
+    made = {}
+    for emphasis in ("a1111", "a1111-nonorm", "comfy", "compel"):
+        config = toy.config(emphasis=emphasis)
+        assert pixels(toy.generate("赤い猫", seed=1, config=config)) == plain
+        made[emphasis] = pixels(toy.generate("赤い（猫：０．１）", seed=1, config=config))
+        assert made[emphasis] == pixels(toy.generate("赤い(猫:0.1)", seed=1, config=config)) != plain
+    assert len({made["a1111-nonorm"], made["comfy"], made["compel"]}) == 3
+    with pytest.raises(UnknownNameError, match="comfy"):
+        toy.generate("赤い(猫:1.5)", config=toy.config(emphasis="comfi"))
+
+
+def test_weights_in_the_negative_prompt_matter(toy: Pipeline) -> None:
+    one, other = (toy.generate("猫", negative=negative, seed=1) for negative in ("犬と船", "犬と(船:1.8)"))
+    assert pixels(one) != pixels(other)
+
+
+def test_variants_follow_the_seed_of_each_picture_and_repeat(toy: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jpgen import pipeline
+
+    monkeypatch.setattr(pipeline, "open_pipeline", lambda name="mame": toy)
+    made = toy.generate_many(["{赤い|青い|黒い|白い}(猫:1.3)"], seed=0, count=12)
+    assert len({m.prompt.text for m in made}) > 2
+    for one in made[:2]:
+        again = load_generation(one.save(tmp_path / "one.png"))
+        assert (again.prompt, pixels(again)) == (one.prompt, pixels(one))

@@ -7,41 +7,45 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from jpgen.compute import best_dtype
-from jpgen.errors import PromptError, WeightsError
+from jpgen.emphasis import TokenWindow, encode_weighted
+from jpgen.errors import WeightsError
 from jpgen.types import Conditioning, ConditioningSpec
 from jpgen.weights import load_weights
 
 MAX_LENGTH = 256
-PAD = 1
+"""Tokens of one pass, begin and end among them."""
+
+BEGIN, PAD, END = 0, 1, 2
 
 
 class BertEncoder:
-    """The last hidden states of a frozen BertModel, one row a token."""
+    """The last hidden states of a frozen BertModel, one row a token; only tokens of the text are there to be attended to."""
 
     def __init__(self, name: str, model: BertModel, tokenizer: Tokenizer) -> None:
         self.name = name
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
-        self.spec = ConditioningSpec(width=model.config.hidden_size, max_length=min(MAX_LENGTH, model.config.max_position_embeddings))
+        self.spec = ConditioningSpec(width=model.config.hidden_size)
+        length = min(MAX_LENGTH, model.config.max_position_embeddings) - len((BEGIN, END))
+        self.window = TokenWindow(length, begin=(BEGIN,), end=(END,), pad=PAD, fixed=False)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of the text, without begin and end."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     @torch.inference_mode()
+    def encode_ids(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, None]:
+        """States fp32 [batch, seq, width] of ids int64 [batch, seq], none of which sees one whose mask is 0."""
+        return self._model(ids, attention_mask=mask).last_hidden_state.float(), None
+
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        """Token states [batch, longest, width] in fp32, padded with zeros; raises PromptError when a text has more tokens than fit."""
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        longest = max(map(len, rows))
-        limit = self.spec.max_length or longest
-        if longest > limit:
-            raise PromptError(
-                f"プロンプトが長すぎます（{longest} トークン、上限 {limit}）。短くしてください / "
-                f"the prompt has {longest} tokens, at most {limit} fit: shorten it"
-            )
-        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
-        mask = (ids != PAD).long()
-        states = self._model(ids, attention_mask=mask).last_hidden_state.float()
-        return Conditioning(tokens=states * mask[..., None], mask=mask)
+        """Token states [batch, longest, width] in fp32, padded with zeros; texts of more than 254 tokens in chunks, one after the other."""
+        return encode_weighted(self, [[(text, 1.0)] for text in texts])
 
 
 def load(folder: Path) -> BertEncoder:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from jpgen.emphasis import TokenEncoder, chunk
 from jpgen.encoders import kinds, load_encoder
-from jpgen.errors import PromptError, UnknownNameError, WeightsError
+from jpgen.errors import UnknownNameError, WeightsError
 from jpgen.types import TextEncoder
 
 TEXTS = ["赤い船", "猫", "左に犬、右に車"]
@@ -26,9 +27,9 @@ def test_it_meets_the_protocol_and_its_spec(encoder: TextEncoder) -> None:
     assert made.tokens.dtype == torch.float32
 
 
-def test_padding_is_masked_and_zero(encoder: TextEncoder) -> None:
+def test_padding_is_masked_and_zero_or_part_of_every_pass(encoder: TextEncoder) -> None:
     made = encoder.encode(TEXTS)
-    assert made.mask.sum(dim=1).tolist() != [made.mask.shape[1]] * len(TEXTS)
+    assert (made.mask.sum(dim=1).tolist() == [made.mask.shape[1]] * len(TEXTS)) == encoder.window.fixed
     assert not made.tokens[made.mask == 0].any()
 
 
@@ -44,9 +45,18 @@ def test_the_empty_text_has_tokens(encoder: TextEncoder) -> None:
     assert int(encoder.encode([""]).mask.sum()) >= 1
 
 
-def test_too_long_is_an_error_with_numbers(encoder: TextEncoder) -> None:
-    with pytest.raises(PromptError, match=r"\d+ tokens, at most \d+ fit"):
-        encoder.encode(["猫と犬、" * 500])
+def test_a_long_text_is_encoded_in_chunks_and_loses_no_token(encoder: TextEncoder) -> None:
+    assert isinstance(encoder, TokenEncoder)
+    text, window = "猫と犬、" * 500, encoder.window
+    chunks = chunk([(text, 1.0)], encoder)
+    assert [token for part in chunks for token in part.ids] == encoder.tokenize(text)
+    made = encoder.encode([text, "猫"])
+    specials = len(window.begin) + len(window.end)
+    each = [specials + (window.length if window.fixed else len(part.ids)) for part in chunks]
+    assert len(each) > 10 and int(made.mask[0].sum()) == made.tokens.shape[1] == sum(each)
+    ids = torch.tensor([[*window.begin, *chunks[1].ids, *window.end] + [window.pad] * (each[1] - specials - len(chunks[1].ids))])
+    second, _ = encoder.encode_ids(ids, torch.ones_like(ids))
+    torch.testing.assert_close(made.tokens[:1, each[0] : each[0] + each[1]], second, atol=2e-5, rtol=1e-4)
 
 
 def test_an_unknown_kind_is_named() -> None:
@@ -54,6 +64,7 @@ def test_an_unknown_kind_is_named() -> None:
         load_encoder("berto", Path())
 
 
-def test_a_folder_without_an_encoder_is_explained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", kinds())
+def test_a_folder_without_an_encoder_is_explained(kind: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="fetch the model again"):
-        load_encoder("bert", tmp_path)
+        load_encoder(kind, tmp_path)
