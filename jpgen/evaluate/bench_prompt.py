@@ -115,7 +115,8 @@ def _gates(test: list[dict[str, Any]]) -> None:
     asked = [(row, prompt) for row, prompt in read if any(edit.rule == "requests" for edit in prompt.edits)]
     request = [(row, prompt) for row, prompt in read if row["kind"] == "request"]
     still = [(row, prompt) for row, prompt in read if row["kind"] in SAME]
-    print(f"requests: recall {share(as_wanted(p, row) for row, p in request) / 100:.3f}", end=", ")
+    found = share(any(edit.rule == "requests" for edit in p.edits) for _, p in request)
+    print(f"requests: found {found / 100:.3f}, found and read exactly {share(as_wanted(p, row) for row, p in request) / 100:.3f}", end=", ")
     print(f"precision {share(row['kind'] in ('request', 'mixed') for row, _ in asked) / 100:.3f} (n = {len(request)}, {len(asked)})")
     print(f"negation: traps changed {sum(bool(p.negative) for row, p in still)} of {len(still)}")
     print(f"descriptions and traps changed: {100 - share(p.text == row['source'] for row, p in still):.2f} % (n = {len(still)})\n")

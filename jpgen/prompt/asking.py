@@ -59,7 +59,7 @@ HEADER = re.compile(_any("pointing"))
 AFTERWORD = re.compile("[、, ]+(?:thanks|thank you|thx|ありがとう(?:ございます)?)$", re.IGNORECASE)
 EAGER = re.compile(f"(?:、|(?<=[をがはで]))?{_any('eager')}$")
 
-NUMBER = "(?:[1-4一二三四]|[2-4]、[3-4])(?:枚|点|つ)(?:だけ|ほど|分|ずつ|くらい|ぐらい)?"
+NUMBER = "(?:[1-4一二三四]|[2-4]、[3-4])(?:枚|点)(?:だけ|ほど|分|ずつ|くらい|ぐらい)?"
 _LINK = _any("link")
 EMPTY = re.compile(
     f"^(?:{_any('deictic')}{_LINK}?(?:{_any('wording')}{_LINK}*)*)?"

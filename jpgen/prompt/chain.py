@@ -129,7 +129,7 @@ def _negative(text: str, off: Collection[str]) -> str:
 def _joined(typed: str, found: Sequence[str]) -> str:
     if not typed.strip():
         return "、".join(found)
-    items = [item for item in found if item not in typed]
+    items = [item for item in found if item not in re.split("[、,] *", typed)]
     return (", " if typed.isascii() and not items else "、").join([typed, *items])
 
 

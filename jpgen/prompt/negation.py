@@ -21,7 +21,7 @@ _CLAUSES = re.compile("((?:[、。,.!?;]| *\n)+(?: |(?<=\n)[・•*\\-] ?)*|^[�
 
 _QUOTED = re.compile("「[^「」]*」|『[^『』]*』")
 _UNSEEN, _PERSONS, _NO_HEADS = (frozenset(TABLES[name]) for name in ("unseen", "persons", "no_heads"))
-_COMPOUNDS = frozenset(TABLES["compounds"])
+_COMPOUNDS, _CLEARED = frozenset(TABLES["compounds"]), frozenset(TABLES["cleared"])
 _DRAWN_ALONE = frozenset(TABLES["drawn_alone"])
 _DRAWN = _DRAWN_ALONE | frozenset(TABLES["drawn"])
 _NOBODY = frozenset({"誰", "だれ", "誰一人", "誰ひとり"})
@@ -62,7 +62,7 @@ _WISHES = tuple(
     for pattern in (
         f"{_PLACE}{_FULL}[gwhm]?{_ANY}(?:VP?|WS)y?(?:tB|T)?(?:[xq](?P<rest>.*)|(?P<never>j))$",  # 文字を入れないで, 文字を入れるな
         f"{_PLACE}{_FULL}[gwhm]?{_ANY}(?:F|Iy?x|Y[hg]?(?:X|By?x))(?P<rest>.*)$",  # 文字は不要, 文字はいらない
-        f"{_PLACE}{_FULL}[gwhm]?{_ANY}(?:C|cS?)(?:t|$)(?P<rest>.*)$",  # 影は避けて
+        f"{_PLACE}{_FULL}[gwhm]?{_ANY}(?:C|cS?)(?:t|$|(?=N))(?P<rest>.*)$",  # 影は避けて
         f"^{_PLACE}{_FULL}h{_ANY}ut(?P<rest>.*)$",  # 人は消して
         f"^{_PLACE}{_FULL}[gwhm]?{_ANY}V(?P<must>.*)$",  # 文字を入れちゃだめ
         f"^{_PLACE}{_FULL}[ghm]{_ANY}(?:X|By?x)$",  # 人はいない
@@ -180,9 +180,11 @@ def _first(spelling: Spelling, start: int, alone: bool) -> Change | None:
 def _is_seen(match: re.Match[str], spelling: Spelling) -> bool:
     """Whether the things can be seen, and the words are no name of something (袖なし)."""
     row, things = spelling.words, _things(match, spelling.words)
-    if not things or any(thing in _UNSEEN for thing in things) or any(f"{things[-1]}{none}" in _COMPOUNDS for none in ("なし", "無し")):
+    if not things or any(thing in _UNSEEN for thing in things) or any(f"{things[-1]}{none}" in _COMPOUNDS for none in ("なし", "無し", "抜き")):
         return False
     end = match.end("things") if _group(match, "things") else match.end("nobody")
+    if "C" in match[0] and things[-1] in _CLEARED or match.start() and row[match.start() - 1].surface in _PERSONS:
+        return False
     compound = match.string[end - 2 : end] in ("NN", "WN")  # 観光客 is no 客
     first = next((word.surface for word, sign in zip(row[match.start() :], match[0], strict=False) if sign in "NWJQ"), "")
     return (compound or row[end - 1].surface not in _UNSEEN) and first not in _PERSONS

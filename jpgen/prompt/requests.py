@@ -12,7 +12,7 @@ from jpgen.prompt import asking
 from jpgen.prompt.change import Change, difference
 
 _TERMINATORS = re.compile("([。!?！？\n]+|[:：]\\s*\n*)")
-_ORNAMENTS = " 、,…〜ー♪☆★"
+_ORNAMENTS = " 、,…〜ー♪☆★♡♥"
 
 
 class _Sentence(NamedTuple):
@@ -49,10 +49,12 @@ def _picture(sentence: _Sentence, *, alone: bool) -> str | None:
     """What is left of a sentence that asks, "" where it only asks, None where it asks nothing."""
     stripped = asking.AFTERWORD.sub("", sentence.text.strip(_ORNAMENTS))
     lead = _without_lead(stripped)
-    heads = bool(sentence.terminator) and not alone and sentence.terminator[0] in ":：\n"
+    if asking.PLEADING.fullmatch(stripped):
+        return None
+    heads = not alone and any(sign in sentence.terminator for sign in ":：\n")
     if heads and asking.TITLE.fullmatch(stripped):
         return ""
-    body = None if alone and asking.PERSONAL.match(lead) else _body(lead, colon=sentence.terminator[:1] in (":", "："), alone=alone)
+    body = None if alone and asking.PERSONAL.match(lead) else _body(lead, heads=heads, alone=alone)
     if body is None:
         return None
     quoted = asking.QUOTED.match(body)
@@ -90,14 +92,14 @@ def _without_lead(text: str) -> str:
     return text
 
 
-def _body(text: str, *, colon: bool, alone: bool) -> str | None:
+def _body(text: str, *, heads: bool, alone: bool) -> str | None:
     """What the sentence asks for; empty where it only asks; None where it asks nothing."""
     match = asking.REQUEST.search(text) if asking.ENDING.search(text) else None
     if match is None:
         return None
     verb = match["verb"] or ""
     body = asking.EAGER.sub("", text[: match.start()])
-    if asking.EMPTY.match(body) or (colon and (not body or asking.HEADER.match(body))):
+    if asking.EMPTY.match(body) or (heads and (not body or asking.HEADER.match(body))):
         return ""
     if not body or (verb and alone and asking.DAILY.match(verb) and not asking.PICTURE.search(body)):
         return None
@@ -115,7 +117,8 @@ def _body(text: str, *, colon: bool, alone: bool) -> str | None:
         if manner is None:
             return None
         body = manner
-    return _contents(body.rstrip("、, "))
+    contents = _contents(body.rstrip("、, "))
+    return "" if asking.EMPTY.match(contents) else contents
 
 
 def _manner(body: str, verb: str, alone: bool) -> str | None:
@@ -146,6 +149,8 @@ def _contents(body: str) -> str:
         joint = match["joint"]
         if not head:
             return ""
+        if asking.SUBJECT.search(head):
+            return asking.SUBJECT.sub("", head)
         if (not joint and head[-1] not in asking.CLAUSE_ENDS) or asking.DRAWINGS.search(head + joint):
             return shorter
         body = head
