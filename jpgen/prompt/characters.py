@@ -19,11 +19,12 @@ _MARKS = "、。,.:：;!?！？・（）()「」『』［］｛｝"
 _FIRST_SHIELD = 0xF0000
 _SHIELDS = re.compile("[\U000f0000-\U000ffffd]")
 
-_FACE = r"\^・´｀`≧≦▽∀ω°□╯╰ಠಥ><＞＜;；_＿￣ー¯Дд∇⌒ﾟ゜☆★*＊Tт＾◕‿◡•ᴗ◠ε٩۶̀́╥﹏ノﾉヾヽ╬■ﾛ꒳ˊˋ｡o=～~\-'"
+_SIGN = r"[^()（）\[\]{}<>\n0-9A-Za-zぁ-ゖァ-ヺ々一-鿿\\|:：]"
 _KAOMOJI = re.compile(
-    rf"[ヽヾ＼ノo٩m╰ԅ乂໒⊂]*(?P<open>\\?)[(（][{_FACE}\s。口皿人目益盆oO0xX3,.!?！？；：:|｜/／＼]{{2,14}}(?P<close>\\?)[)）][ノﾉﾞ゛b۶シﾌｼm╯♡☆♪!^＼/／づっ]*"
+    rf"[ヽヾ＼ノo٩m╰ԅ乂໒⊂]*(?P<open>\\?)[(（](?P<face>(?:{_SIGN}|[<>:：|]|[oO0xXtTvVuUwWд3づツシ口皿人目益丿]){{2,14}})(?P<close>\\?)[)）]"
+    "[ノﾉﾞ゛b۶و丿シﾌｼm╯♡☆♪!^＼/／づっ]*"
 )
-_WORDLESS = re.compile(rf"[{_FACE}Oo0xX]")
+_MARK = re.compile(r"[^\s,.!?！？、。:：+/&%$#@\"…0-9A-Za-zツシ口皿人目益丿]")
 _EMOJI = re.compile("[\u2600-\u27bf\u2b50\u2b55\u2b1b\u2b1c\u231a-\u23ff\u3297\u3299\U0001f000-\U0001faff]")
 _SKIN = re.compile("_[^_]*肌色")
 _PARTICLE = re.compile("[がをにのとはでもへや]|から|まで|より|みたい|っぽい|風")
@@ -55,7 +56,7 @@ def shield(text: str) -> tuple[str, list[str]]:
         face = match[0]
         if match.re is _KAOMOJI:
             arm = match["open"] and not match["close"] and face[-1] in "/／ノ"
-            if len(set(_WORDLESS.findall(face))) < (1 if len(face) < 5 else 2) or (match["open"] != match["close"] and not arm):
+            if not _MARK.search(match["face"]) or (match["open"] != match["close"] and not arm):
                 return face
             if match["close"]:  # escaped as the web UI wants it
                 face = face.replace("\\(", "(").replace("\\)", ")").replace("\\（", "（").replace("\\）", "）")

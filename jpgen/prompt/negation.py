@@ -180,7 +180,7 @@ def _first(spelling: Spelling, start: int, alone: bool) -> Change | None:
 def _is_seen(match: re.Match[str], spelling: Spelling) -> bool:
     """Whether the things can be seen, and the words are no name of something (袖なし)."""
     row, things = spelling.words, _things(match, spelling.words)
-    if not things or any(thing in _UNSEEN for thing in things) or any(f"{things[-1]}{none}" in _COMPOUNDS for none in ("なし", "無し", "抜き")):
+    if not things or any(thing in _UNSEEN for thing in things) or _is_name(things[-1]):
         return False
     end = match.end("things") if _group(match, "things") else match.end("nobody")
     if "C" in match[0] and things[-1] in _CLEARED or match.start() and row[match.start() - 1].surface in _PERSONS:
@@ -188,6 +188,11 @@ def _is_seen(match: re.Match[str], spelling: Spelling) -> bool:
     compound = match.string[end - 2 : end] in ("NN", "WN")  # 観光客 is no 客
     first = next((word.surface for word, sign in zip(row[match.start() :], match[0], strict=False) if sign in "NWJQ"), "")
     return (compound or row[end - 1].surface not in _UNSEEN) and first not in _PERSONS
+
+
+def _is_name(thing: str) -> bool:
+    """Whether it makes a word of its own with なし or 抜き, or is a manner (言いよう)."""
+    return thing.endswith(("よう", "間違い", "文句")) or any(f"{thing}{none}" in _COMPOUNDS for none in ("なし", "無し", "抜き"))
 
 
 def _is_headless(match: re.Match[str], spelling: Spelling) -> bool:
