@@ -183,7 +183,7 @@ def _is_seen(match: re.Match[str], spelling: Spelling) -> bool:
     if not things or any(thing in _UNSEEN for thing in things) or _is_name(things[-1]):
         return False
     end = match.end("things") if _group(match, "things") else match.end("nobody")
-    if "C" in match[0] and things[-1] in _CLEARED or match.start() and row[match.start() - 1].surface in _PERSONS:
+    if ("C" in match[0] and things[-1] in _CLEARED) or (match.start() and row[match.start() - 1].surface in _PERSONS):
         return False
     compound = match.string[end - 2 : end] in ("NN", "WN")  # 観光客 is no 客
     first = next((word.surface for word, sign in zip(row[match.start() :], match[0], strict=False) if sign in "NWJQ"), "")
