@@ -57,11 +57,13 @@ def main() -> None:
 @click.option("--count", type=int, default=1, show_default=True, help="一つのプロンプトから作る枚数 / pictures a prompt")
 @click.option("--emphasis", help="（猫：１．２）の重みの効かせ方: a1111, a1111-nonorm, comfy, compel / how attention weights act")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
+@click.option("--accept-license", is_flag=True, help="モデルの利用条件を読み、承諾したことを記録する / record that you accept the model's terms")
 @click.option("--json", "as_json", is_flag=True, help="結果を JSON で一行ずつ出す / one JSON object a line")
 @explained
 def generate_command(
     prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
-    scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, as_json: bool,
+    scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, accept_license: bool,
+    as_json: bool,
 ) -> None:
     """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
     width, height = _size(size)
@@ -73,6 +75,11 @@ def generate_command(
     total = len(prompts) * max(count, 1)
     if output is not None:
         require_writable(output)
+    if accept_license:
+        from jpgen import models
+        from jpgen.catalog import find_model
+
+        models.accept_license(find_model(model))
     pipeline = open_pipeline(model)
     config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis)
     for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize)):
@@ -104,16 +111,98 @@ def normalize_command(text: str, off: tuple[str, ...], seed: int, lexicon: tuple
             click.echo(f"  {told}")
 
 
-@main.command("models")
+WHERE = {"builtin": "内蔵", "local": "手元", "fetched": "取得済み", "absent": "未取得", "recipe": "配合"}
+COMMERCIAL = {"yes": "商用可", "no": "商用不可", "ask": "商用は要確認"}
+
+
+@main.group("models", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON で出す / as JSON lines")
+@click.pass_context
 @explained
-def models_command(as_json: bool) -> None:
-    """使えるモデルの一覧 / list the models."""
+def models_group(context: click.Context, as_json: bool) -> None:
+    """使えるモデルの一覧。show で詳しく、accept で利用条件を承諾 / list the models; show one, accept its terms."""
+    if context.invoked_subcommand:
+        return
     from jpgen.catalog import load_catalog
+    from jpgen.models import whereabouts
 
     for entry in load_catalog().values():
-        row = {"name": entry.name, "family": entry.family, "revision": entry.revision, "license": entry.license, "title": entry.title}
-        click.echo(json.dumps(row, ensure_ascii=False) if as_json else f"{entry.name}\t{entry.title}\t{entry.license}")
+        where = whereabouts(entry)
+        row = {
+            "name": entry.name, "title": entry.title, "license": entry.license, "commercial": entry.commercial, "gated": entry.gated,
+            "where": where, "family": entry.family, "revision": entry.revision, "route": entry.route,
+        }  # fmt: skip
+        gate = "、要同意" if entry.gated else ""
+        told = f"{entry.name}\t{WHERE[where]}\t{entry.title}\t{entry.license}（{COMMERCIAL[entry.commercial]}{gate}）"
+        click.echo(json.dumps(row, ensure_ascii=False) if as_json else told)
+
+
+@models_group.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="JSON で出す / as JSON")
+@explained
+def models_show_command(name: str, as_json: bool) -> None:
+    """NAME について分かっていること。未確認のものには印を付けます / what is known of a model; what is not verified is marked."""
+    from jpgen.catalog import find_model
+    from jpgen.models import license_accepted, license_page, restricted, whereabouts
+    from jpgen.types import plain_data
+
+    entry = find_model(name)
+    where, asked, accepted = whereabouts(entry), restricted(entry), license_accepted(entry)
+    if as_json:
+        click.echo(json.dumps({**plain_data(entry), "where": where, "restricted": asked, "accepted": accepted}, ensure_ascii=False))
+        return
+    settings = " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
+    terms = "" if not asked else "、承諾済み / accepted" if accepted else f"、未承諾 / not accepted: jpgen models accept {name}"
+    rows = [
+        ("場所 / where", f"{WHERE[where]} / {where}"),
+        ("取得元 / source", f"{entry.repo}@{entry.revision}" if entry.repo else entry.path),
+        ("利用条件 / license", f"{entry.license}（{COMMERCIAL[entry.commercial]} / commercial: {entry.commercial}）{terms}"),
+        ("読む所 / read it at", license_page(entry) if asked else ""),
+        ("同意 / gated", "ハブでの同意とログインが要る / terms to accept on the hub, and a login" if entry.gated else ""),
+        ("系統 / family", f"{entry.family}{f', {entry.encoder}' if entry.encoder else ''}"),
+        ("日本語 / Japanese", entry.route),
+        ("既定 / default", settings),
+        ("部品 / parts", " ".join(f"{key}={value}" for key, value in entry.parts.items())),
+        ("ファイル / files", " ".join(entry.files)),
+        *((f"SHA-256 {file}", digest) for file, digest in entry.sha256.items()),
+        *(("出典 / says", source) for source in entry.sources),
+        *(("未確認 / unverified", fact) for fact in entry.unverified),
+    ]
+    click.echo(f"{entry.name}: {entry.title}")
+    for title, value in rows:
+        if value:
+            click.echo(f"  {title}: {value}")
+
+
+@models_group.command("accept")
+@click.argument("names", nargs=-1, required=True)
+@explained
+def models_accept_command(names: tuple[str, ...]) -> None:
+    """NAMES の利用条件を読んで承諾したことを記録します / record that you have read and accepted the terms of these models."""
+    from jpgen.catalog import find_model
+    from jpgen.models import accept_license, license_page, restricted
+
+    for entry in [find_model(name) for name in names]:
+        accepted = accept_license(entry)
+        for one in accepted:
+            click.echo(f"{one.name}: {one.license} を承諾しました / accepted ({license_page(one)})")
+        if not accepted:
+            why = "承諾済みです / accepted already" if restricted(entry) else "承諾は要りません / nothing to accept"
+            click.echo(f"{entry.name}: {why} ({entry.license})")
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="JSON で出す / as JSON lines")
+@explained
+def doctor_command(as_json: bool) -> None:
+    """この計算機で何を選ぶか、それはなぜか / what jpgen chooses on this machine, and why."""
+    from jpgen.doctor import examine
+    from jpgen.types import plain_data
+
+    for found in examine():
+        why = f"（{found.why}）" if found.why else ""
+        click.echo(json.dumps(plain_data(found), ensure_ascii=False) if as_json else f"{found.title}: {found.value}{why}")
 
 
 @main.group("train")

@@ -59,6 +59,29 @@ class TokenEncoder(Protocol):
         """States fp32 [batch, seq, width] and pooled [batch, pooled width] or None of int64 [batch, seq]; no token sees one of mask 0."""
 
 
+@runtime_checkable
+class PooledEncoder(Protocol):
+    """A token encoder whose pooled state comes of the whole text by another model, with other tokens (FLUX: CLIP beside T5)."""
+
+    def encode_pooled(self, texts: Sequence[str]) -> Tensor:
+        """Pooled states fp32 [batch, pooled width] of the texts."""
+
+
+@runtime_checkable
+class PairedEncoder(Protocol):
+    """A token encoder made of two of fixed passes, whose states stand side by side (SDXL); its ids are pairs of theirs.
+
+    Weights act in each of the two alone, as they do in every program for SDXL.
+    """
+
+    @property
+    def pair(self) -> tuple[TokenEncoder, TokenEncoder]:
+        """The two."""
+
+    def share(self, place: int, chunk: Chunk) -> Chunk:
+        """What the first (0) or second (1) sees of a chunk."""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """The text tokens of one pass: their ids, their weights, and the number of the span each is from."""
@@ -191,7 +214,8 @@ MODES: Mapping[str, Callable[[Passes], Tensor]] = {"a1111": a1111, "a1111-nonorm
 
 @torch.inference_mode()
 def encode_weighted(encoder: TokenEncoder, prompts: Sequence[Sequence[tuple[str, float]]], mode: str = "a1111") -> Conditioning:
-    """Conditioning of prompts given as spans, one row each; chunks follow each other along the sequence, `pooled` is the first chunk's, unweighted.
+    """Conditioning of prompts given as spans, one row each; chunks follow each other along the sequence, `pooled` is the first chunk's (of a
+    PooledEncoder: the text's), unweighted.
 
     Shorter rows are filled up with the empty prompt where passes have a fixed length, else with masked zeros. A chunk whose weights are all 1 is
     exactly what the encoder gives. Raises PromptError (a weight that is not finite or beyond ±100), UnknownNameError (mode).
@@ -211,21 +235,38 @@ def encode_weighted(encoder: TokenEncoder, prompts: Sequence[Sequence[tuple[str,
         lines = [[*line, *[Chunk()] * (most - len(line))] for line in lines]
     chunks = [(number, part) for number, line in enumerate(lines) for part in line]
     owners = tuple(number for number, _ in chunks)
-    ids, mask, weights, spans = _fill([part for _, part in chunks], window)
-    spans += torch.where(spans < 0, 0, torch.tensor(owners)[:, None] * max(map(len, prompts)))
+    parts = [part for _, part in chunks]
+    if isinstance(encoder, PairedEncoder):
+        seq = len(window.begin) + window.length + len(window.end)
+        halves = [_states(one, [encoder.share(n, part) for part in parts], owners, mode, seq) for n, one in enumerate(encoder.pair)]
+        states, pooled, mask = torch.cat([half[0] for half in halves], dim=-1), halves[1][1], halves[1][2]
+    else:
+        states, pooled, mask = _states(encoder, parts, owners, mode)
+    sizes = mask.sum(dim=1).tolist()
+    rows = [torch.cat([states[i, : sizes[i]] for i, owner in enumerate(owners) if owner == number]) for number in range(len(lines))]
+    if isinstance(encoder, PooledEncoder):
+        pooled = encoder.encode_pooled(["".join(" " if tuple(span) == BREAK else span[0] for span in prompt) for prompt in prompts])
+    elif pooled is not None:
+        pooled = pooled[[owners.index(number) for number in range(len(lines))]]
+    return Conditioning(
+        tokens=pad_sequence(rows, batch_first=True),
+        mask=pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True),
+        pooled=pooled,
+    )
+
+
+def _states(
+    encoder: TokenEncoder, chunks: Sequence[Chunk], owners: tuple[int, ...], mode: str, seq: int | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """States with their weights, pooled states and mask of chunks, whose prompts `owners` tells."""
+    ids, mask, weights, spans = _fill(chunks, encoder.window, seq)
+    spans += torch.where(spans < 0, 0, torch.tensor(owners)[:, None] * (int(spans.max()) + 1))
     states, pooled = encoder.encode_ids(ids, mask)
     weighted = (weights != 1).any(dim=1)
     if weighted.any():
         changed = MODES[mode](Passes(encoder, ids, mask, weights, spans, owners, states))
         states = torch.where(weighted[:, None, None], changed, states)
-    sizes = mask.sum(dim=1).tolist()
-    rows = [torch.cat([states[i, : sizes[i]] for i, owner in enumerate(owners) if owner == number]) for number in range(len(lines))]
-    firsts = [owners.index(number) for number in range(len(lines))]
-    return Conditioning(
-        tokens=pad_sequence(rows, batch_first=True),
-        mask=pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True),
-        pooled=None if pooled is None else pooled[firsts],
-    )
+    return states, pooled, mask
 
 
 def _fill(chunks: Sequence[Chunk], window: TokenWindow, seq: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

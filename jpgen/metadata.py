@@ -148,7 +148,8 @@ def encode_picture(generation: Generation, format: str) -> bytes:
     if longest > limit:
         raise OutputError(f"設定が長くて {format} に入りません。PNG で保存してください / settings do not fit ({longest} > {limit} bytes): use PNG")
     buffer = io.BytesIO()
-    (generation.image.convert("RGB") if format == "JPEG" else generation.image).save(buffer, format, **how)
+    # A copy: Pillow keeps the settings of a save on the image, where another thread would find them.
+    (generation.image.convert("RGB") if format == "JPEG" else generation.image.copy()).save(buffer, format, **how)
     return buffer.getvalue()
 
 

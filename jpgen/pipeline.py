@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 
 from jpgen.backbones import load_backbone
-from jpgen.catalog import Entry, find_model
+from jpgen.catalog import Entry
 from jpgen.emphasis import TokenEncoder, encode_weighted
 from jpgen.encoders import load_encoder
-from jpgen.errors import MetadataError, PromptError, SettingError
+from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
 from jpgen.metadata import read_settings
+from jpgen.models import open_model
 from jpgen.prompt.chain import normalize as normalized
 from jpgen.prompt.syntax import parse_attention
-from jpgen.types import Backbone, Conditioning, Generation, ModelInfo, Prompt, SamplingConfig, StepCallback, TextEncoder, require_seed
+from jpgen.types import Backbone, Conditioning, Generation, ModelInfo, Prompt, SamplingConfig, StepCallback, TextBackbone, TextEncoder, require_seed
 
 log = logging.getLogger("jpgen")
 
@@ -43,23 +44,33 @@ class Pipeline:
         1
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, *, batch_size: int = 1) -> None:
-        """Open a model of the catalogue; raises UnknownNameError, WeightsError or IncompatibleError."""
-        entry = find_model(model)
-        info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry))
-        self._set(load_encoder(entry.encoder, entry.folder), load_backbone(entry), info, entry.route, batch_size)
+    def __init__(self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1) -> None:
+        """Open a model of the catalogue, a local folder or a local `.safetensors` file.
+
+        Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
+        """
+        entry = open_model(model)
+        info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry), entry.commercial)
+        backbone = load_backbone(entry)
+        encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
+        self._set(encoder, backbone, info, entry.route, batch_size)
 
     @classmethod
-    def from_parts(cls, encoder: TextEncoder, backbone: Backbone, info: ModelInfo, *, route: str = "native", batch_size: int = 1) -> Pipeline:
-        """A pipeline of parts that are already open; raises IncompatibleError if they do not fit."""
+    def from_parts(
+        cls, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, *, route: str = "native", batch_size: int = 1
+    ) -> Pipeline:
+        """A pipeline of parts that are already open (no encoder for a TextBackbone); raises IncompatibleError if they do not fit."""
         pipeline = cls.__new__(cls)
         pipeline._set(encoder, backbone, info, route, batch_size)
         return pipeline
 
-    def _set(self, encoder: TextEncoder, backbone: Backbone, info: ModelInfo, route: str, batch_size: int) -> None:
+    def _set(self, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, route: str, batch_size: int) -> None:
         if batch_size < 1:
             raise SettingError(f"batch_size={batch_size!r} は 1 以上にしてください / must be at least 1")
-        encoder.spec.require_fit(backbone.spec, encoder.name, backbone.name)
+        if isinstance(backbone, TextBackbone) != (encoder is None):
+            raise IncompatibleError(f"{backbone.name}: an encoder goes with every backbone but those that read texts themselves")
+        if encoder is not None and not isinstance(backbone, TextBackbone):
+            encoder.spec.require_fit(backbone.spec, encoder.name, backbone.name)
         self.encoder, self.backbone, self.info, self.route = encoder, backbone, info, route
         self.batch_size = batch_size
         self._lock = threading.Lock()
@@ -145,40 +156,60 @@ class Pipeline:
     def _batch(self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None) -> list[Generation]:
         began = time.perf_counter()
         with self._lock:
-            conditioning, negative = self._encode(prompts, config.emphasis)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
+            if isinstance(self.backbone, TextBackbone):
+                self._warn_of_weights(prompts)
+                texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
+                images = self.backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step)
+            else:
+                conditioning, negative = self._encode(prompts, config.emphasis)
+                images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
         seconds = (time.perf_counter() - began) / len(prompts)
         return [
-            Generation(image, prompt, config, seed, self.info, self.encoder.name, self.route, seconds)
+            Generation(image, prompt, config, seed, self.info, self.encoder.name if self.encoder else self.backbone.name, self.route, seconds)
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
 
 
     def _encode(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
         """Prompts and negative prompts; of an encoder whose passes have one length, both are filled to as many passes as the longest needs."""
+        conditioning, negative = self._encoded(prompts, emphasis)
+        if getattr(self.backbone, "zeros_for_empty", False):
+            kept = torch.tensor([bool(prompt.negative.strip()) for prompt in prompts])
+            pooled = None if negative.pooled is None else negative.pooled * kept[:, None]
+            negative = Conditioning(negative.tokens * kept[:, None, None], negative.mask, pooled)
+        return conditioning, negative
+
+    def _encoded(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
+        encoder = self.encoder
+        if encoder is None:
+            raise IncompatibleError(f"{self.backbone.name} has no encoder")
+        if not isinstance(encoder, TokenEncoder):
+            self._warn_of_weights(prompts)
+            return encoder.encode([prompt.text for prompt in prompts]), encoder.encode([_said(prompt.negative) for prompt in prompts])
         wanted = [prompt.spans or ((prompt.text, 1.0),) for prompt in prompts]
         unwanted = [tuple(parse_attention(prompt.negative)) for prompt in prompts]
-        if not isinstance(self.encoder, TokenEncoder):
-            if any(weight != 1.0 for spans in (*wanted, *unwanted) for _, weight in spans):
-                log.warning("%s はプロンプトの重みを使えません / cannot use attention weights", self.encoder.name)
-            return self.encoder.encode([prompt.text for prompt in prompts]), self.encoder.encode([prompt.negative for prompt in prompts])
-        if not self.encoder.window.fixed:
-            return encode_weighted(self.encoder, wanted, emphasis), encode_weighted(self.encoder, unwanted, emphasis)
-        both = encode_weighted(self.encoder, [*wanted, *unwanted], emphasis)
+        if not encoder.window.fixed:
+            return encode_weighted(encoder, wanted, emphasis), encode_weighted(encoder, unwanted, emphasis)
+        both = encode_weighted(encoder, [*wanted, *unwanted], emphasis)
         return both.rows(0, len(prompts)), both.rows(len(prompts), 2 * len(prompts))
+
+    def _warn_of_weights(self, prompts: Sequence[Prompt]) -> None:
+        spans = (span for prompt in prompts for span in (*prompt.spans, *parse_attention(prompt.negative)))
+        if any(weight != 1.0 for _, weight in spans):
+            log.warning("%s はプロンプトの重みを使えません / cannot use attention weights", self.info.name)
 
 
 @lru_cache(maxsize=1)
-def open_pipeline(model: str = DEFAULT_MODEL) -> Pipeline:
-    """The pipeline of this model, kept open for the next call."""
+def open_pipeline(model: str | Path = DEFAULT_MODEL) -> Pipeline:
+    """The pipeline of this model (a name, a folder, a file), kept open for the next call."""
     return Pipeline(model)
 
 
 def generate(
     prompt: str,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | Path = DEFAULT_MODEL,
     negative: str = "",
     seed: int | None = None,
     width: int | None = None,
@@ -204,7 +235,7 @@ def generate(
 def generate_many(
     prompts: Iterable[str],
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | Path = DEFAULT_MODEL,
     negative: str = "",
     seed: int | None = None,
     count: int = 1,
@@ -245,13 +276,23 @@ def load_generation(path: str | Path, *, model: str | None = None) -> Generation
 
 
 def weights_hash(entry: Entry) -> str:
-    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name."""
+    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name: its file or folder, and its adapter."""
+    place = entry.place
+    files = {file.relative_to(place).as_posix(): file for file in place.rglob("*.safetensors")} if place.is_dir() else {place.name: place}
+    adapter = Path(str(entry.parts.get("adapter", "")))
+    if adapter.is_file():
+        files[f"adapter:{adapter.name}"] = adapter
     digest = hashlib.sha256()
-    for file in sorted(entry.folder.rglob("*.safetensors")):
-        digest.update(file.relative_to(entry.folder).as_posix().encode())
-        with file.open("rb") as data:
+    for name in sorted(files):
+        digest.update(name.encode())
+        with files[name].open("rb") as data:
             digest.update(hashlib.file_digest(data, "sha256").digest() if hasattr(hashlib, "file_digest") else hashlib.sha256(data.read()).digest())
     return digest.hexdigest()[:10]
+
+
+def _said(negative: str) -> str:
+    """A negative prompt without its weights."""
+    return "".join(text for text, weight in parse_attention(negative) if (text, weight) != ("BREAK", -1.0))
 
 
 def _seed(seed: int | None) -> int:

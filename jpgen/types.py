@@ -132,12 +132,13 @@ def _is_integer(value: object) -> bool:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a picture says of the model that made it."""
+    """What a picture says of the model that made it; `commercial`: whether its terms allow commercial use, "yes", "no" or "ask"."""
 
     name: str
     revision: str
     license: str
     weights_hash: str
+    commercial: str = "yes"
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}"
@@ -233,6 +234,34 @@ class Backbone(Protocol):
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
         """One picture for each row of the conditioning, its noise drawn from the CPU generator of the same place."""
+
+
+@runtime_checkable
+class TextBackbone(Protocol):
+    """Turns texts into pictures by text encoders of its own: no Conditioning goes in, no other encoder fits."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def default(self) -> SamplingConfig:
+        """Its own best settings."""
+
+    @property
+    def size_multiple(self) -> int:
+        """What width and height must be divisible by."""
+
+    def sample_texts(
+        self,
+        texts: Sequence[str],
+        negatives: Sequence[str],
+        config: SamplingConfig,
+        *,
+        generators: Sequence[torch.Generator],
+        on_step: StepCallback | None = None,
+    ) -> list[Image.Image]:
+        """One picture for each text, its noise drawn from the CPU generator of the same place; attention weights have no effect."""
 
 
 @runtime_checkable

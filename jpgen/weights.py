@@ -1,4 +1,4 @@
-"""Weight files: safetensors in and out, written atomically, optionally in 8 or 4 bits.
+"""Weight files: safetensors in and out, checked and mapped when read, written atomically, optionally in 8 or 4 bits.
 
 Quantised tensors keep their name and gain a sibling `<name>.scale`: 8 bits are int8 rows with one fp32 scale a row; 4 bits are two
 nibbles a byte (zero point 8) with one fp16 scale for every 32 values, the first half of a block in the low nibbles. The file's metadata
@@ -8,9 +8,10 @@ nibbles a byte (zero point 8) with one fp16 scale for every 32 values, the first
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jpgen.errors import WeightsError
+from jpgen.safety import Header, check_safetensors, read_json, refuse_pickle, refuse_pickles
 
 BLOCK = 32
 """Values that share a scale in 4 bits."""
@@ -68,28 +70,113 @@ def save_weights(
         partial.unlink(missing_ok=True)
 
 
-def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The tensors of `path` as `dtype`, quantised ones unpacked; raises WeightsError if the file is missing, damaged or inconsistent."""
+def load_weights(path: Path, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
+    """The tensors of `path` as `dtype` (None: each as it is stored), quantised ones unpacked.
+
+    Tensors that are stored in this type are mapped: their values stay in the file until they are read, and take no memory of their own.
+    Raises WeightsError if the file is missing, damaged, inconsistent or no safetensors (see `jpgen.safety`).
+    """
+    return _read(path, check_safetensors(path), dtype)
+
+
+def load_sharded(folder: Path, stem: str = "diffusion_pytorch_model", dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
+    """The tensors of a model's folder as `load_weights` gives them: of `stem`.safetensors, of shards with an index, or of an fp16 or bf16 variant.
+
+    A variant is taken where there is nothing else, or where its type is the wanted one. Raises WeightsError if there are no weights or only pickles,
+    or if index and shards disagree; nothing is loaded before every header has been checked.
+    """
+    headers = {path: check_safetensors(path) for path in find_weights(folder, stem, dtype)}
+    return {name: tensor for path, header in headers.items() for name, tensor in _read(path, header, dtype).items()}
+
+
+def find_weights(folder: Path, stem: str = "diffusion_pytorch_model", dtype: torch.dtype | None = torch.float32) -> list[Path]:
+    """The files that `load_sharded` reads, one or the shards; raises WeightsError as it does."""
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} がありません / no folder {folder}; fetch the model again")
+    wanted = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "") if dtype else ""
+    for variant in dict.fromkeys((wanted, "", "fp16", "bf16")):
+        dotted = f".{variant}" if variant else ""
+        single = folder / f"{stem}{dotted}.safetensors"
+        if os.path.lexists(single):
+            return [single]
+        for name in (f"{stem}.safetensors.index{dotted}.json", f"{stem}{dotted}.safetensors.index.json"):  # today's name, and the old one
+            if os.path.lexists(folder / name):
+                return _shards(folder / name)
+    refuse_pickles(folder)
+    there = sorted(path.name for path in folder.glob("*.safetensors*"))
+    raise WeightsError(
+        f"{folder} に {stem}.safetensors がありません / no {stem}.safetensors, no index of shards and no fp16 variant in {folder} "
+        f"(there is: {', '.join(there[:3]) or 'nothing of the kind'}); fetch the model again"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    """The shards an index names, every one there and holding exactly the tensors it should; raises WeightsError naming all that is wrong."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
+        raise WeightsError(f"{index} は壊れています / damaged index {index}: its weight_map does not give a file for each tensor; fetch it again")
+    names = sorted(set(places.values()))
+    for name in names:
+        refuse_pickle(PurePath(name))
+        if "\0" in name or PurePosixPath(name).name != name or PureWindowsPath(name).name != name or not name.endswith(".safetensors"):
+            raise WeightsError(f"{index} の {name!r} は開きません / {index} names {name!r}: only .safetensors files beside the index are opened")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{index.parent} に {', '.join(missing[:5])} がありません / {len(missing)} of {len(names)} shards are missing: "
+            f"{', '.join(missing[:5])}; fetch the model again"
+        )
+    there = {name: check_safetensors(index.parent / name).tensors for name in names}
+    absent = [f"{tensor} (not in {name})" for tensor, name in sorted(places.items()) if tensor not in there[name]]
+    stray = [f"{tensor} (in {name}, not in the index)" for name in names for tensor in there[name] if places.get(tensor) != name]
+    if absent or stray:
+        raise WeightsError(
+            f"{index} と分割ファイルが合いません / index {index} and its shards disagree on {len(absent) + len(stray)} tensors: "
+            f"{', '.join((absent + stray)[:5])}; fetch the model again"
+        )
+    return [index.parent / name for name in names]
+
+
+def _read(path: Path, header: Header, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors of a file whose header has been checked."""
+    quantized = _quantized(path, header)
+    scales = {name + SCALE for name in quantized}
+    loaded = {}
     try:
-        with safe_open(path, framework="pt") as file:
-            quantized = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            names = set(file.keys())
-            missing = [name for name in quantized if name not in names or name + SCALE not in names]
-            if missing:
-                raise WeightsError(f"{path}: quantised tensors without values or scale: {', '.join(missing[:5])}; fetch the file again")
-            scales = {name + SCALE for name in quantized}
-            loaded = {}
-            for name in sorted(names - scales):
+        with safe_open(path, framework="pt") as file:  # maps the file; a tensor is a view of the map
+            for name in sorted(header.tensors.keys() - scales):
                 tensor = file.get_tensor(name)
-                if entry := quantized.get(name):
-                    unpack = _unpack8 if entry["bits"] == 8 else _unpack4
-                    tensor = unpack(tensor, file.get_tensor(name + SCALE)).reshape(entry["shape"])
-                loaded[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            return loaded
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} がありません / no weight file {path}; install jpgen again or fetch the model again") from error
-    except (SafetensorError, OSError, json.JSONDecodeError, RuntimeError) as error:
+                if name in quantized:
+                    bits, shape = quantized[name]
+                    tensor = (_unpack8 if bits == 8 else _unpack4)(tensor, file.get_tensor(name + SCALE)).reshape(shape)
+                loaded[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise WeightsError(f"{path} は壊れています / damaged weight file {path} ({error}); fetch it again") from error
+    return loaded
+
+
+def _quantized(path: Path, header: Header) -> dict[str, tuple[int, list[int]]]:
+    """Bits and shape of each quantised tensor; raises WeightsError unless packed values, scale and shape fit together."""
+    try:
+        table = json.loads(header.metadata.get(METADATA_KEY, "{}"))
+        quantized = {name: (entry["bits"], entry["shape"]) for name, entry in table.items()}
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path} は壊れています / damaged weight file {path}: its {METADATA_KEY} cannot be read; fetch it again") from error
+    missing = [name for name in quantized if name not in header.tensors or name + SCALE not in header.tensors]
+    if missing:
+        raise WeightsError(
+            f"{path} は壊れています / damaged weight file {path}: quantised tensors without values or scale: {', '.join(missing[:5])}; fetch it again"
+        )
+    for name, (bits, shape) in quantized.items():
+        packed, scale = header.tensors[name], header.tensors[name + SCALE]
+        sides = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
+        fits = bits in (4, 8) and sides and len(packed.shape) == 2 and scale.shape == (packed.shape[0], 1)
+        fits = fits and (packed.dtype == "I8" if bits == 8 else packed.dtype == "U8" and packed.shape[1] == BLOCK // 2)
+        if not fits or math.prod(shape) != math.prod(packed.shape) * 8 // bits:
+            raise WeightsError(
+                f"{path} は壊れています / damaged weight file {path}: quantised tensor {name} does not fit its bits, scale or shape; fetch it again"
+            )
+    return quantized
 
 
 def _pack8(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ def its_compel(encoder: clip.ClipEncoder | Reader, chunks: int = 1) -> Compel:
     Only one chunk where there is no <s>: for more, compel never masks the first token of a chunk, which it takes for <s>.
     """
     if isinstance(encoder, clip.ClipEncoder):
-        model, tokenizer = encoder._model, encoder._tokenizer
+        model, tokenizer = encoder._model, encoder._tokenizer.inner
     else:
         begin, end, pad = encoder.window.begin, encoder.window.end, encoder.window.pad
         named = {"bos_token": begin[0] if begin else None, "eos_token": end[0], "pad_token": pad}

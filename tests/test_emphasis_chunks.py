@@ -89,7 +89,7 @@ def ends_by_pieces(encoder: TokenEncoder, text: str) -> list[int]:
     """What `chunk` must find out by tokenising, read off the pieces: 2 after a sentence, 1 after 、 or comma."""
     letters = {letter: byte for byte, letter in enumerate(bytes_to_letters())}
     if isinstance(encoder, clip.ClipEncoder):
-        pieces = [bytes(letters[letter] for letter in piece.removesuffix("</w>")) for piece in encoder._tokenizer.tokenize(text)]
+        pieces = [bytes(letters[letter] for letter in piece.removesuffix("</w>")) for piece in encoder._tokenizer.inner.tokenize(text)]
     else:
         pieces = [piece.encode() for piece in encoder._tokenizer.encode(text, add_special_tokens=False).tokens]
     ends = []

@@ -51,7 +51,7 @@ def joined(text: str) -> str:
 def with_chunk(path: Path, twin: str, *, key: str = "jpgen", zipped: bool = False) -> Path:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(key, twin, zip=zipped)
-    IMAGE.save(path, "PNG", pnginfo=chunks)
+    IMAGE.copy().save(path, "PNG", pnginfo=chunks)  # Pillow keeps settings of a save on the image
     return path
 
 

@@ -10,9 +10,9 @@ import torch
 from jpgen.catalog import Entry
 from jpgen.compute import best_dtype
 from jpgen.errors import UnknownNameError
-from jpgen.types import Backbone
+from jpgen.types import Backbone, TextBackbone
 
-PARTS = frozenset({"autoencoder", "schedulers"})
+PARTS = frozenset({"autoencoder", "loading", "schedulers", "single_file", "unet"})
 """Files here that are parts of backbones."""
 
 
@@ -21,9 +21,9 @@ def families() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in PARTS)
 
 
-def load_backbone(entry: Entry, dtype: torch.dtype | None = None) -> Backbone:
+def load_backbone(entry: Entry, dtype: torch.dtype | None = None) -> Backbone | TextBackbone:
     """The backbone of this catalogue entry, in the number type that suits the machine unless told; raises UnknownNameError or WeightsError."""
     if entry.family not in families():
         raise UnknownNameError.of("バックボーン / backbone family", entry.family, families())
-    backbone: Backbone = importlib.import_module(f"jpgen.backbones.{entry.family}").load(entry, dtype or best_dtype())
+    backbone: Backbone | TextBackbone = importlib.import_module(f"jpgen.backbones.{entry.family}").load(entry, dtype or best_dtype())
     return backbone

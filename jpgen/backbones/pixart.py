@@ -1,37 +1,43 @@
-"""PixArt backbones (Chen et al. 2023, arXiv 2310.00426): mame, and every model with a PixArt transformer and an outside text encoder."""
+"""PixArt backbones (Chen et al. 2023, arXiv 2310.00426): mame, PixArt-Σ, CommonArt β: a PixArt transformer with any outside text encoder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
+from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 from PIL import Image
 from torch import Tensor, nn
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
 from jpgen.backbones.schedulers import make_scheduler
 from jpgen.catalog import Entry
-from jpgen.errors import Cancelled, WeightsError
+from jpgen.errors import Cancelled, IncompatibleError, WeightsError
 from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
-from jpgen.weights import WEIGHTS, load_weights
 
-AUTOENCODERS = {"AutoencoderShuffle": AutoencoderShuffle}
-"""Autoencoder classes by the `_class_name` of their config."""
+SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "epsilon",
+    "timestep_spacing": "linspace", "use_flow_sigmas": False, "flow_shift": 1.0,
+}  # fmt: skip
+"""The scheduler settings of PixArt, for a transformer that comes without any. An entry's parts of these names replace them."""
 
 
 class PixArtBackbone:
-    """A PixArt transformer, an autoencoder and scheduler settings, run by diffusers' PixArtSigmaPipeline on explicit embeddings."""
+    """A PixArt transformer, an autoencoder and scheduler settings, run by diffusers' PixArtSigmaPipeline on explicit embeddings.
+
+    A transformer that also learned sigma gives twice the channels; the pipeline drops them. One that is told the picture's size (PixArt-α at 1,024
+    pixels) runs in PixArtAlphaPipeline, which tells it.
+    """
 
     def __init__(self, name: str, transformer: PixArtTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig) -> None:
         self.name = name
         self.default = default
         self.spec = ConditioningSpec(width=transformer.config.caption_channels)
         self._schedule = schedule
-        self._pipeline = PixArtSigmaPipeline(
+        kind = PixArtAlphaPipeline if transformer.use_additional_conditions else PixArtSigmaPipeline
+        self._pipeline = kind(
             tokenizer=None, text_encoder=None, vae=vae.eval(), transformer=transformer.eval(), scheduler=make_scheduler(default.scheduler, schedule)
         )
         self._pipeline.set_progress_bar_config(disable=True)
@@ -64,7 +70,7 @@ class PixArtBackbone:
             prompt=None, negative_prompt=None,
             prompt_embeds=tokens.to(dtype), prompt_attention_mask=mask,
             negative_prompt_embeds=negative_tokens.to(dtype), negative_prompt_attention_mask=negative_mask,
-            latents=noise.to(dtype), num_inference_steps=config.steps, guidance_scale=config.guidance_scale,
+            generator=list(generators), latents=noise.to(dtype), num_inference_steps=config.steps, guidance_scale=config.guidance_scale,
             height=config.height, width=config.width, use_resolution_binning=False, output_type="latent", callback=after_step,
         ).images
         return self._decode(latents)
@@ -88,38 +94,29 @@ def _same_length(one: Conditioning, other: Conditioning) -> tuple[Tensor, Tensor
 
 
 def load(entry: Entry, dtype: torch.dtype) -> PixArtBackbone:
-    """The backbone in the entry's folder: `transformer/`, `vae/`, `scheduler/`, as diffusers lays them out; raises WeightsError."""
+    """The backbone in the entry's folder; raises WeightsError, IncompatibleError.
+
+    Either `transformer/`, `vae/` and `scheduler/`, as diffusers lays them out, or the bare transformer (CommonArt). What a folder lacks is in the
+    local folder that the part `vae` or `scheduler` names; without any scheduler settings they are SCHEDULE with what of it is among the parts.
+    """
     folder = entry.folder
-    transformer = _filled(PixArtTransformer2DModel, folder / "transformer", dtype)
-    vae_class = AUTOENCODERS.get(str(_config(folder / "vae").get("_class_name")))
-    if vae_class is None:
-        raise WeightsError(f"{folder / 'vae'}: unknown autoencoder; known: {', '.join(AUTOENCODERS)}")
-    vae = _filled(vae_class, folder / "vae", dtype).to(memory_format=torch.channels_last)
-    return PixArtBackbone(entry.name, transformer, vae, _config(folder / "scheduler", "scheduler_config.json"), entry.default)
-
-
-def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder / name} を読めません / cannot read {folder / name} ({error}); fetch the model again") from error
-    return found
-
-
-def _filled(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A module of this class by the folder's config, holding the folder's weights."""
-    model = kind.from_config(_config(folder))
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(dtype)
-    state = load_weights(folder / WEIGHTS, dtype)
-    wanted = set(model.state_dict())
-    if wrong := sorted(wanted ^ state.keys()):
-        raise WeightsError(f"{folder / WEIGHTS}: {len(wrong)} missing or unexpected tensors ({', '.join(wrong[:5])}): not the weights of this config")
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise WeightsError(f"{folder / WEIGHTS} does not match its config: {error}") from error
-    return model.requires_grad_(False)
+    place = folder if (folder / "config.json").is_file() else folder / "transformer"
+    config = read_config(place)
+    if config.get("norm_type", "ada_norm_single") != "ada_norm_single":
+        raise WeightsError(f"{place} は PixArt ではありません / {place} is no PixArt transformer: its norm_type is {config['norm_type']!r}")
+    if config.get("caption_channels") is None:
+        raise WeightsError(f"{place} は文を読みません / {place} takes no text: its config has no caption_channels")
+    channels = config.get("in_channels", 4)
+    if config.get("out_channels") not in (None, channels, 2 * channels):
+        raise IncompatibleError(f"{place}: {config['out_channels']} channels out of {channels} in; wanted as many, or twice as many (learned sigma)")
+    transformer = filled(PixArtTransformer2DModel, place, dtype)
+    transformer.register_to_config(out_channels=transformer.out_channels)  # the pipeline cannot read null
+    vae = load_autoencoder(entry, transformer.config.in_channels, dtype)
+    if (folder / "scheduler").is_dir() or "scheduler" in entry.parts:
+        schedule = read_config(part_folder(entry, "scheduler"), "scheduler_config.json")
+    else:
+        schedule = SCHEDULE | {key: value for key, value in entry.parts.items() if key in SCHEDULE}
+    return PixArtBackbone(entry.name, transformer, vae, schedule, entry.default)
 
 
 def toy() -> PixArtBackbone:

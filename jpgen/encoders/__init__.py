@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 
+from jpgen.compute import best_dtype
 from jpgen.errors import UnknownNameError
+from jpgen.safety import check_safetensors
 from jpgen.types import TextEncoder
+from jpgen.weights import find_weights
+
+PARTS = frozenset({"single_file", "tokenizers"})
+"""Files here that are parts of encoders."""
 
 
 def kinds() -> list[str]:
     """The kinds of encoder there are files for."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in PARTS)
 
 
-def load_encoder(kind: str, folder: Path) -> TextEncoder:
-    """The encoder of this kind with the weights in `folder`; raises UnknownNameError or WeightsError."""
+def checked_variant(folder: Path) -> str | None:
+    """The variant ("fp16") whose weights transformers shall read in this folder, None: the plain ones. Raises WeightsError if they are not sound."""
+    files = find_weights(folder, "model", best_dtype())
+    for file in files:
+        check_safetensors(file)
+    return next((variant for variant in ("fp16", "bf16") if f".{variant}" in files[0].name), None)
+
+
+def load_encoder(kind: str, folder: Path, **parts: str | int | float | bool) -> TextEncoder:
+    """The encoder of this kind with the weights in `folder`; of an entry's parts its `load` is given those it has an argument for.
+
+    Raises UnknownNameError, WeightsError or IncompatibleError.
+    """
     if kind not in kinds():
         raise UnknownNameError.of("エンコーダ / text encoder", kind, kinds())
-    encoder: TextEncoder = importlib.import_module(f"jpgen.encoders.{kind}").load(folder)
+    load = importlib.import_module(f"jpgen.encoders.{kind}").load
+    wanted = inspect.signature(load).parameters
+    encoder: TextEncoder = load(folder, **{name: value for name, value in parts.items() if name in wanted and name != "folder"})
     return encoder

@@ -1,4 +1,4 @@
-"""CLIP's text encoder with its byte-level BPE tokenizer (Radford et al. 2021, arXiv 2103.00020): that of Stable Diffusion 1, 2 and XL."""
+"""CLIP's text encoder (Radford et al. 2021, arXiv 2103.00020), that of Stable Diffusion 1, 2 and XL, with CLIP's tokenizer or a Japanese one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
+from jpgen.encoders.single_file import read_clip
+from jpgen.encoders.tokenizers import ClipShapedTokenizer, bpe_tokenizer, read_tokenizer
 from jpgen.errors import SettingError, WeightsError
 from jpgen.types import Conditioning, ConditioningSpec
+from jpgen.weights import load_sharded
 
-START, END = "<|startoftext|>", "<|endoftext|>"
 TOY_MERGES = (
     "a t</w>", "c at</w>", "r e", "re d</w>", "o g</w>", "d og</w>", "s h", "i p</w>", "sh ip</w>", "e a</w>", "s ea</w>",
     "ã ģ", "ãģ ®", "ãģ ®</w>", "ãģ Ħ", "ãģ Ħ</w>",
@@ -32,7 +33,13 @@ class ClipEncoder:
     """
 
     def __init__(
-        self, name: str, model: CLIPTextModel | CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, *, clip_skip: int = 0, final_norm: bool = True
+        self,
+        name: str,
+        model: CLIPTextModel | CLIPTextModelWithProjection,
+        tokenizer: ClipShapedTokenizer,
+        *,
+        clip_skip: int = 0,
+        final_norm: bool = True,
     ) -> None:
         layers = model.config.num_hidden_layers
         if not 0 <= clip_skip < layers:
@@ -43,14 +50,12 @@ class ClipEncoder:
         self._clip_skip, self._final_norm = clip_skip, final_norm
         self._projected = isinstance(model, CLIPTextModelWithProjection)
         self.spec = ConditioningSpec(width=model.config.hidden_size, pooled_width=model.config.projection_dim if self._projected else None)
-        begin, end = (tokenizer.bos_token_id,), (tokenizer.eos_token_id,)
-        length = model.config.max_position_embeddings - len(begin + end)
-        self.window = TokenWindow(length, begin=begin, end=end, pad=tokenizer.pad_token_id, fixed=True)
+        length = min(model.config.max_position_embeddings, tokenizer.max_length) - len(tokenizer.begin + tokenizer.end)
+        self.window = TokenWindow(length, begin=tokenizer.begin, end=tokenizer.end, pad=tokenizer.pad, fixed=True)
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of the text, without begin and end; their names in a text are text."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        return ids
+        return self._tokenizer.encode(text)
 
     @torch.inference_mode()
     def encode_ids(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -72,35 +77,56 @@ def _text_model(model: CLIPTextModel | CLIPTextModelWithProjection) -> Any:
     return getattr(model, "text_model", model)  # transformers < 5.23 has one in both classes, later ones in that with a projection alone
 
 
-def load(folder: Path, *, suffix: str = "", clip_skip: int = 0, final_norm: bool = True) -> ClipEncoder:
-    """The encoder in `folder/text_encoder` with the tokenizer in `folder/tokenizer` (`suffix="_2"`: SDXL's second); raises WeightsError."""
-    place = folder / f"text_encoder{suffix}"
-    try:
-        config = CLIPTextConfig.from_pretrained(place, local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True)
-        kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in (config.architectures or []) else CLIPTextModel
-        model, found = kind.from_pretrained(
-            place, config=config, dtype=best_dtype(), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers raises OSError, ValueError and RuntimeError, tokenizers bare Exception, safetensors its own
-        raise WeightsError(f"{place}: エンコーダを読めません / cannot read the text encoder ({error}); fetch the model again") from error
-    if missing := sorted(found["missing_keys"]):
-        raise WeightsError(f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config")
+def load(folder: Path, *, suffix: str = "", clip_skip: int = 0, final_norm: bool = True, projection: bool | None = None) -> ClipEncoder:
+    """The encoder in `folder/text_encoder` with the tokenizer in `folder/tokenizer` (`suffix="_2"`: SDXL's second), or in a single file.
+
+    `projection` says whether there is a pooled state (None: if the config says so). Raises WeightsError.
+    """
+    dtype = best_dtype()
+    tokenizer: ClipShapedTokenizer
+    place = folder if folder.is_file() else folder / f"text_encoder{suffix}"
+    if folder.is_file():
+        config, state, tokenizer = read_clip(folder, suffix, dtype)
+        projected = "text_projection.weight" in state
+    else:
+        try:
+            config = CLIPTextConfig.from_pretrained(place, local_files_only=True)
+            tokenizer = read_tokenizer(folder / f"tokenizer{suffix}")
+        except WeightsError:
+            raise
+        except Exception as error:  # transformers raises OSError, ValueError and RuntimeError, tokenizers bare Exception
+            raise WeightsError(f"{place}: エンコーダを読めません / cannot read the text encoder ({error}); fetch the model again") from error
+        projected = "CLIPTextModelWithProjection" in (config.architectures or [])
+        state = {name.removeprefix("text_model."): tensor for name, tensor in load_sharded(place, "model", dtype).items()}
+    model = _filled(config, state, place, projected if projection is None else projection)
     if len(tokenizer) > config.vocab_size:
         raise WeightsError(f"{folder} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model")
     return ClipEncoder(f"clip{suffix}", model, tokenizer, clip_skip=clip_skip, final_norm=final_norm)
 
 
+def _filled(config: CLIPTextConfig, state: dict[str, Tensor], place: Path, projected: bool) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A model of this config holding these tensors, whose names lack `text_model.`; those that it has no use for are left out."""
+    with torch.device("meta"):
+        model = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+    names = {name: name.removeprefix("text_model.") for name in model.state_dict()}
+    if missing := sorted(own for own in names.values() if own not in state):
+        raise WeightsError(f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config")
+    try:
+        model.load_state_dict({name: state[own] for name, own in names.items()}, assign=True)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise WeightsError(f"{place}: エンコーダの重みが合いません / the encoder's weights do not match its config: {why}") from error
+    _text_model(model).embeddings.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None], persistent=False)
+    return model
+
+
 def toy(*, projection: bool = False, clip_skip: int = 0, final_norm: bool = True) -> ClipEncoder:
     """Two layers of random weights, width 32, over bytes and a few merges."""
-    letters = sorted(ByteLevel.alphabet())
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge.split()) for merge in TOY_MERGES), START, END]
-    merges = [tuple(merge.split()) for merge in TOY_MERGES]
-    tokenizer = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=77)
+    tokenizer = bpe_tokenizer(TOY_MERGES)
     torch.manual_seed(0)
     config = CLIPTextConfig(
-        vocab_size=len(pieces), hidden_size=32, projection_dim=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=77, bos_token_id=len(pieces) - 2, eos_token_id=len(pieces) - 1, pad_token_id=len(pieces) - 1,
+        vocab_size=len(tokenizer), hidden_size=32, projection_dim=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=77, bos_token_id=len(tokenizer) - 2, eos_token_id=len(tokenizer) - 1, pad_token_id=len(tokenizer) - 1,
     )
     model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
     torch.nn.init.normal_(_text_model(model).final_layer_norm.bias)  # as trained: its states have a mean

@@ -46,6 +46,9 @@ MEANING: dict[str, Rule] = {
 RULES = ("lora", *CHARACTERS, "width_of_syntax", "comments", "variants", "syntax", *MEANING, "notes")
 """Every rule by name, in the order they are applied; `off` takes these names."""
 
+_ACROSS_MARKS = ("width", "runs", "laughter", "edges")
+"""Rules of characters that see more where the marks of the syntax are gone."""
+
 _WIDE_MARKS = re.compile("[（）［］｛｝：｜]")
 _MOST_ROUNDS = 20
 _STOPS = " 、。,.!?\n"
@@ -86,11 +89,17 @@ def normalize(
         notes += chosen
     spans, plan = _spans(body, notes) if "syntax" not in off else ([(body, 1.0)], "")
     unwanted: list[str] = []
-    for name, rule in MEANING.items():
-        if name not in off:
-            spans = _apply(name, rule, spans, edits, unwanted)
-    if "edges" not in off and not text.isascii():
-        spans = _apply("edges", characters.edges, spans, [], [])
+    for _ in range(_MOST_ROUNDS):  # what a rule takes away may bring together what another one reads
+        before_round = spans
+        for name, rule in MEANING.items():
+            if name not in off:
+                spans = _apply(name, rule, spans, edits, unwanted)
+        if not text.isascii():
+            for name in _ACROSS_MARKS:
+                if name not in off:
+                    spans = _apply(name, CHARACTERS[name], spans, edits, unwanted)
+        if spans == before_round:
+            break
     spans = [(characters.unshield(run, faces), weight) for run, weight in spans if run]
     text_seen = _text(spans)
     if "notes" not in off and not text_seen.isascii():

@@ -15,13 +15,13 @@ TEXTS = ["red cat, a ship", "赤い猫", ""]
 
 def saved(folder: Path, toy: clip.ClipEncoder, suffix: str = "") -> Path:
     toy._model.save_pretrained(folder / f"text_encoder{suffix}")
-    toy._tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+    toy._tokenizer.inner.save_pretrained(folder / f"tokenizer{suffix}")
     return folder
 
 
 def by_transformers(toy: clip.ClipEncoder, texts: list[str]) -> object:
     """What diffusers does: the tokenizer fills to 77, no mask."""
-    ids = toy._tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    ids = toy._tokenizer.inner(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.inference_mode():
         return toy._model(ids, output_hidden_states=True)
 
@@ -58,7 +58,7 @@ def test_japanese_is_byte_fragments() -> None:
     toy = clip.toy()
     assert len(toy.tokenize("猫")) == 3
     assert len(toy.tokenize("cat")) == 1
-    assert toy._tokenizer.convert_ids_to_tokens(toy.tokenize("cat"))[0] == "cat</w>"
+    assert toy._tokenizer.inner.convert_ids_to_tokens(toy.tokenize("cat"))[0] == "cat</w>"
 
 
 def test_names_of_special_tokens_in_a_text_are_text() -> None:
@@ -82,7 +82,7 @@ def test_the_tokenizer_of_older_repositories_is_read(tmp_path: Path) -> None:
     toy = clip.toy()
     folder = saved(tmp_path, toy) / "tokenizer"
     (folder / "tokenizer.json").unlink()
-    (folder / "vocab.json").write_text(json.dumps(toy._tokenizer.get_vocab()))
+    (folder / "vocab.json").write_text(json.dumps(toy._tokenizer.inner.get_vocab()))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *clip.TOY_MERGES]))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "!"}))
@@ -91,7 +91,7 @@ def test_the_tokenizer_of_older_repositories_is_read(tmp_path: Path) -> None:
     save_file(tensors, weights, metadata={"format": "pt"})
     read = clip.load(tmp_path)
     assert [read.tokenize(text) for text in [*TEXTS, "a ship!"]] == [toy.tokenize(text) for text in [*TEXTS, "a ship!"]]
-    assert read.window.pad == toy._tokenizer.convert_tokens_to_ids("!") != toy.window.pad
+    assert read.window.pad == toy._tokenizer.inner.convert_tokens_to_ids("!") != toy.window.pad
     torch.testing.assert_close(read.encode(TEXTS[:1]).tokens[:, :5], toy.encode(TEXTS[:1]).tokens[:, :5], atol=0.1, rtol=0.1)  # bf16 here or there
 
 
@@ -106,12 +106,12 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
 
 def test_tokenizer_and_encoder_of_different_models_are_refused(tmp_path: Path) -> None:
     toy = clip.toy()
-    toy._tokenizer.add_tokens(["neko"])
+    toy._tokenizer.inner.add_tokens(["neko"])
     with pytest.raises(WeightsError, match="not of one model"):
         clip.load(saved(tmp_path, toy))
 
 
 def test_damaged_weights_are_explained(tmp_path: Path) -> None:
     (saved(tmp_path, clip.toy()) / "text_encoder" / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(WeightsError, match="fetch the model again"):
+    with pytest.raises(WeightsError, match="fetch it again"):
         clip.load(tmp_path)

@@ -1,0 +1,126 @@
+"""FLUX.1 backbones (schnell, dev): diffusers' FluxPipeline on explicit embeddings, tokens of T5 and a pooled state of CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from PIL import Image
+from torch import Tensor
+
+from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
+from jpgen.backbones.schedulers import OWN, make_scheduler
+from jpgen.catalog import Entry
+from jpgen.errors import Cancelled, IncompatibleError
+from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
+
+
+class FluxBackbone:
+    """A FLUX.1 transformer and its autoencoder.
+
+    A transformer with a guidance embedding (dev) is told the guidance scale; for one without (schnell) a scale above 1 is classifier-free guidance.
+    """
+
+    def __init__(self, name: str, transformer: FluxTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig) -> None:
+        self.name = name
+        self.default = default
+        self.spec = ConditioningSpec(width=transformer.config.joint_attention_dim, pooled_width=transformer.config.pooled_projection_dim)
+        self._schedule = schedule
+        self._pipeline = FluxPipeline(
+            scheduler=make_scheduler(OWN, schedule), vae=vae.eval(), transformer=transformer.eval(),
+            text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
+        )  # fmt: skip
+        self._pipeline.set_progress_bar_config(disable=True)
+        self.size_multiple = 2 * self._pipeline.vae_scale_factor
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        config: SamplingConfig,
+        *,
+        generators: Sequence[torch.Generator],
+        on_step: StepCallback | None = None,
+    ) -> list[Image.Image]:
+        """One picture a row, its noise from the generator in fp32. FLUX sees every token: a row cannot be masked further than the others.
+
+        Raises IncompatibleError for rows of unlike masks, or, with classifier-free guidance, for prompts and negative ones of unlike lengths.
+        """
+        pipeline, dtype = self._pipeline, self._pipeline.transformer.dtype
+        scheduler = make_scheduler(config.scheduler, self._schedule)
+        pipeline.scheduler = scheduler
+        distilled = pipeline.transformer.config.guidance_embeds
+        guided = not distilled and config.guidance_scale > 1
+        tokens, unwanted = _seen(conditioning), _seen(negative) if guided else None
+        if unwanted is not None and unwanted.shape != tokens.shape:
+            raise IncompatibleError(
+                f"プロンプトとネガティブの長さが違います / FLUX wants negative prompts as long as the prompts, got {unwanted.shape[1]} tokens and "
+                f"{tokens.shape[1]}: encode both in one call"
+            )
+        factor, channels = pipeline.vae_scale_factor, pipeline.transformer.config.in_channels // 4
+        rows, columns = config.height // factor, config.width // factor
+        noise = torch.cat([torch.randn(1, channels, rows, columns, generator=generator) for generator in generators])
+
+        def after_step(_pipeline: Any, index: int, _time: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
+            if on_step and on_step(Step(index + 1, config.steps, lambda: self._decode(scheduler.model_outputs[-1], config))) is False:
+                raise Cancelled(f"{index + 1}/{config.steps} ステップで中止しました / cancelled at step {index + 1} of {config.steps}")
+            return {}
+
+        latents = pipeline(
+            prompt_embeds=tokens.to(dtype), pooled_prompt_embeds=_pooled(conditioning, dtype),
+            negative_prompt_embeds=None if unwanted is None else unwanted.to(dtype),
+            negative_pooled_prompt_embeds=_pooled(negative, dtype) if guided else None,
+            true_cfg_scale=config.guidance_scale if guided else 1.0, guidance_scale=config.guidance_scale,
+            latents=pipeline._pack_latents(noise, len(noise), channels, rows, columns).to(dtype), generator=list(generators),
+            num_inference_steps=config.steps, height=config.height, width=config.width, output_type="latent", callback_on_step_end=after_step,
+        ).images  # fmt: skip
+        return self._decode(latents, config)
+
+    def _decode(self, latents: Tensor, config: SamplingConfig) -> list[Image.Image]:
+        pipeline, vae = self._pipeline, self._pipeline.vae
+        unpacked = pipeline._unpack_latents(latents, config.height, config.width, pipeline.vae_scale_factor)
+        pictures = vae.decode((unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)).to(vae.dtype)).sample
+        images: list[Image.Image] = pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
+        return images
+
+
+def _seen(conditioning: Conditioning) -> Tensor:
+    """The tokens without those masked in every row; raises IncompatibleError if more are masked."""
+    kept = conditioning.mask.any(dim=0)
+    if not conditioning.mask[:, kept].all():
+        raise IncompatibleError(
+            "FLUX はマスクを使えません / FLUX takes no masks, and the rows have unlike lengths: fill them with the encoder's own filling"
+        )
+    return conditioning.tokens[:, kept]
+
+
+def _pooled(conditioning: Conditioning, dtype: torch.dtype) -> Tensor:
+    if conditioning.pooled is None:
+        raise IncompatibleError("FLUX には pooled が要ります / FLUX wants a pooled state beside the tokens: use the encoder kind 'flux'")
+    return conditioning.pooled.to(dtype)
+
+
+def load(entry: Entry, dtype: torch.dtype) -> FluxBackbone:
+    """The backbone in the entry's folder, as diffusers lays it out; `vae` and `scheduler` may be parts. Raises WeightsError, IncompatibleError."""
+    transformer = filled(FluxTransformer2DModel, part_folder(entry, "transformer"), dtype)
+    vae = load_autoencoder(entry, transformer.config.in_channels // 4, dtype)
+    return FluxBackbone(entry.name, transformer, vae, read_config(part_folder(entry, "scheduler"), "scheduler_config.json"), entry.default)
+
+
+def toy() -> FluxBackbone:
+    """One double and one single layer of random weights for conditioning of width 32, pooled 32; pictures of 64 pixels."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8), layers_per_block=1,
+        latent_channels=4, norm_num_groups=4, scaling_factor=0.5, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    schedule = {"_class_name": FlowMatchEulerDiscreteScheduler.__name__, "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False}
+    default = SamplingConfig(width=64, height=64, steps=2, guidance_scale=1.0, scheduler=OWN)
+    return FluxBackbone("toy-flux", transformer, vae, schedule, default)

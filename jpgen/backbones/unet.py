@@ -1,0 +1,235 @@
+"""What Stable Diffusion 1, 2 and XL share: a U-Net on explicit embeddings, run by diffusers' own pipelines, and its adapters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from jpgen.backbones import single_file
+from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
+from jpgen.backbones.schedulers import make_scheduler
+from jpgen.catalog import Entry
+from jpgen.errors import Cancelled, IncompatibleError, SettingError, WeightsError
+from jpgen.layout import recognise
+from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
+from jpgen.weights import load_weights
+
+SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
+    "timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False, "rescale_betas_zero_snr": False,
+}  # fmt: skip
+"""The scheduler settings of Stable Diffusion, for a model that comes without any. An entry's parts of these names replace a model's own."""
+
+TARGET = re.compile(r"unet\.(.+?)(?:\.lora_[AB]|\.lora\.(?:up|down)|\.lora_linear_layer\.(?:up|down)|_lora\.(?:up|down))\.")
+"""Names of a LoRA's tensors, as diffusers converts them: the module they change."""
+
+TIME_IDS = 6
+"""Numbers that tell SDXL of sizes: of the original and of the target, and where it was cut."""
+
+
+class UnetBackbone:
+    """A U-Net, an autoencoder and scheduler settings, run by StableDiffusionPipeline or, where sizes are embedded, StableDiffusionXLPipeline.
+
+    `zeros_for_empty`: SDXL learnt that no negative prompt is zeros, not the states of an empty text.
+    """
+
+    def __init__(
+        self, name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, schedule: dict[str, Any], default: SamplingConfig, *,
+        zeros_for_empty: bool = True,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.default = default
+        self._schedule = schedule
+        scheduler = make_scheduler(default.scheduler, schedule)
+        parts = {"vae": vae.eval(), "unet": unet.eval(), "scheduler": scheduler, "text_encoder": None, "tokenizer": None}
+        self._pipeline: Any
+        if unet.config.addition_embed_type == "text_time":
+            pooled = unet.config.projection_class_embeddings_input_dim - TIME_IDS * unet.config.addition_time_embed_dim
+            self.spec = ConditioningSpec(width=unet.config.cross_attention_dim, pooled_width=pooled)
+            self.zeros_for_empty = zeros_for_empty
+            self._pipeline = StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None, add_watermarker=False)
+        else:
+            self.spec = ConditioningSpec(width=unet.config.cross_attention_dim)
+            self.zeros_for_empty = False
+            self._pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        self._pipeline.set_progress_bar_config(disable=True)
+        self.size_multiple = self._pipeline.vae_scale_factor
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        config: SamplingConfig,
+        *,
+        generators: Sequence[torch.Generator],
+        on_step: StepCallback | None = None,
+    ) -> list[Image.Image]:
+        """One picture a row. `negative` has the rows of `conditioning`; noise comes from the generators in fp32, so no batch changes it.
+
+        With a guidance scale of 1 or less the U-Net does not see the negative at all.
+        """
+        pipeline = self._pipeline
+        scheduler = make_scheduler(config.scheduler, self._schedule)
+        pipeline.scheduler = scheduler
+        factor, total = pipeline.vae_scale_factor, config.steps
+        shape = (1, pipeline.unet.config.in_channels, config.height // factor, config.width // factor)
+        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+
+        def after_step(_pipeline: object, index: int, _time: Tensor, _latents: dict[str, Tensor]) -> dict[str, Tensor]:
+            if on_step and on_step(Step(index + 1, total, lambda: self._decode(scheduler.model_outputs[-1]))) is False:
+                raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
+            return {}
+
+        embeddings, mask = self._embeddings(conditioning, negative if config.guidance_scale > 1 else None)
+        with _masked(pipeline.unet, mask):
+            latents = pipeline(
+                prompt=None, **embeddings, generator=list(generators), latents=noise.to(pipeline.unet.dtype), num_inference_steps=total,
+                guidance_scale=float(config.guidance_scale), height=config.height, width=config.width, output_type="latent",
+                callback_on_step_end=after_step,
+            ).images  # fmt: skip
+        return self._decode(latents)
+
+    def _embeddings(self, conditioning: Conditioning, negative: Conditioning | None) -> tuple[dict[str, Tensor], Tensor]:
+        """What the pipeline is given, filled with masked zeros to one length, and the masks in the order in which it runs them."""
+        both = [("", conditioning)] if negative is None else [("negative_", negative), ("", conditioning)]
+        length = max(value.tokens.shape[1] for _, value in both)
+        made: dict[str, Tensor] = {}
+        masks = []
+        for prefix, value in both:
+            if (value.pooled is None) != (self.spec.pooled_width is None):
+                raise IncompatibleError(
+                    f"{self.name}: プーリング状態が合いません / {self.name} wants a pooled state of width {self.spec.pooled_width}, "
+                    f"got {value.spec.pooled_width}: use the model's own encoder"
+                )
+            short = length - value.tokens.shape[1]
+            made[f"{prefix}prompt_embeds"] = pad(value.tokens, (0, 0, 0, short)).to(self._pipeline.unet.dtype)
+            masks.append(pad(value.mask, (0, short)))
+            if value.pooled is not None:
+                made[f"{prefix}pooled_prompt_embeds"] = value.pooled.to(self._pipeline.unet.dtype)
+        return made, torch.cat(masks)
+
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        vae = self._pipeline.vae
+        latents = latents.to(vae.dtype)
+        mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        if mean is not None and std is not None:
+            latents = latents * latents.new_tensor(std).view(1, -1, 1, 1) / vae.config.scaling_factor + latents.new_tensor(mean).view(1, -1, 1, 1)
+        else:
+            latents = latents / vae.config.scaling_factor
+        pictures = vae.decode(latents).sample
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
+        return images
+
+
+@contextmanager
+def _masked(unet: UNet2DConditionModel, mask: Tensor) -> Iterator[None]:
+    """Lets the U-Net attend to no token of mask 0; the pipelines, made for CLIP's full windows, have no way to say so."""
+    if bool(mask.all()):
+        yield
+        return
+    handle = unet.register_forward_pre_hook(lambda _, args, kwargs: (args, {**kwargs, "encoder_attention_mask": mask}), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def load_unet(entry: Entry, dtype: torch.dtype) -> UnetBackbone:
+    """The backbone of an entry: a folder as diffusers lays it out, or one `.safetensors` file in the layout of stable-diffusion-webui.
+
+    Parts: `unet` and `vae` (a folder or file in place of the model's own), `adapter` (a LoRA file for the U-Net, fused into it) with `adapter_scale`,
+    and what of SCHEDULE the model's own settings do not tell. Raises WeightsError, IncompatibleError.
+    """
+    unet_at = _part(entry, "unet")
+    unet = single_file.load_unet(unet_at, dtype, entry.folder) if unet_at.is_file() else filled(UNet2DConditionModel, unet_at, dtype)
+    family = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
+    if family != entry.family:
+        raise WeightsError(
+            f"{entry.name}: {unet_at} は {family} の U-Net です / the U-Net in {unet_at} is of the family {family}, the entry says {entry.family}: "
+            f"set family = {family!r}"
+        )
+    if unet.config.in_channels != unet.config.out_channels:
+        raise IncompatibleError(
+            f"{entry.name}: 文から描く U-Net ではありません / {unet_at} takes {unet.config.in_channels} channels (inpainting or editing): "
+            "give a text-to-image model"
+        )
+    if "adapter" in entry.parts:
+        _fuse(unet, entry, family)
+    vae_at = _part(entry, "vae")
+    if vae_at.is_file():
+        vae = single_file.load_vae(vae_at, dtype, family).to(memory_format=torch.channels_last)
+    else:
+        vae = load_autoencoder(entry, unet.config.in_channels, dtype)
+    index = entry.folder / "model_index.json"
+    zeros = not index.is_file() or entry.place.is_file() or bool(read_config(entry.folder, index.name).get("force_zeros_for_empty_prompt", True))
+    return UnetBackbone(entry.name, unet.to(memory_format=torch.channels_last), vae, _schedule(entry), entry.default, zeros_for_empty=zeros)
+
+
+def _part(entry: Entry, name: str) -> Path:
+    """Where the U-Net or the autoencoder is: the file or folder that the part tells, else the model's own file or folder."""
+    if told := entry.parts.get(name):
+        place = entry.folder / Path(str(told)).expanduser()
+        return place if place.is_file() else part_folder(entry, name)
+    return entry.place if entry.place.is_file() else part_folder(entry, name)
+
+
+def _schedule(entry: Entry) -> dict[str, Any]:
+    if entry.place.is_file():
+        own = {**SCHEDULE, **single_file.prediction(entry.place)}
+    elif (entry.folder / "scheduler" / "scheduler_config.json").is_file():
+        own = read_config(entry.folder / "scheduler", "scheduler_config.json")
+    else:
+        own = dict(SCHEDULE)
+    return own | {key: value for key, value in entry.parts.items() if key in SCHEDULE}
+
+
+def _fuse(unet: UNet2DConditionModel, entry: Entry, family: str) -> None:
+    """Add the LoRA file of the part `adapter`, times `adapter_scale`, to the weights; raises WeightsError if it is for another family."""
+    path = entry.folder / Path(str(entry.parts["adapter"])).expanduser()
+    scale = entry.parts.get("adapter_scale", 1.0)
+    if not isinstance(scale, int | float):
+        raise SettingError(f"{entry.name}: adapter_scale={scale!r} は数にしてください / must be a number")
+    found = recognise(path)
+    if found.kind != "lora":
+        raise WeightsError(f"{path} は LoRA ではありません / {path} is no LoRA but {found.kind} of {found.variant}")
+    of = "sd" if found.variant in ("sd1", "sd2") else found.variant
+    if of != family:
+        raise WeightsError(
+            f"{path} は {of} 用の LoRA です / the LoRA {path} is for {of}, the model {entry.name} is {family}: choose a LoRA for {family}"
+        )
+    kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+    try:
+        state, alphas = kind.lora_state_dict(load_weights(path, unet.dtype), unet_config=unet.config)
+        targets = {match[1].replace(".processor", "") for key in state if (match := TARGET.match(key))}
+        absent = sorted(targets - {name for name, _ in unet.named_modules()})
+        if absent or not targets:
+            what = f"its {len(absent)} of {len(targets)} targets {', '.join(absent[:3])} are not there" if absent else "it holds nothing for a U-Net"
+            raise WeightsError(f"{path} は {entry.name} に合いません / the LoRA {path} does not fit {entry.name}: {what}; choose one made for it")
+        kind.load_lora_into_unet({key: tensor for key, tensor in state.items() if key.startswith("unet.")}, alphas, unet)
+        unet.fuse_lora(lora_scale=float(scale))
+        unet.unload_lora()
+    except WeightsError:
+        raise
+    except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
+        why = " ".join(str(error).split())
+        raise WeightsError(
+            f"{path} を {entry.name} に重ねられません / the LoRA {path} does not fit {entry.name}: {why}; choose one made for it"
+        ) from error
+
+
+def toy_vae() -> AutoencoderKL:
+    """Random weights: pictures of 8 pixels a latent, as in every Stable Diffusion."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64,
+    )  # fmt: skip
