@@ -42,6 +42,7 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(package_name="jpgen", prog_name="jpgen")
 def main() -> None:
     """日本語から絵を作ります / pictures from Japanese prompts."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not for the reader: jpgen says what came of them
 
 
 @main.command("generate")

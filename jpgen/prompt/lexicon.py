@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from jpgen.errors import PromptError
 from jpgen.prompt.morphology import words
 
+_KANJI = re.compile("[一-鿿]")
 FOLDER = Path(__file__).parent / "lexicon"
 COLUMNS = ("surface", "reading", "kind", "canonical", "english", "note")
 
@@ -117,6 +119,8 @@ def reading_notes(text: str, more: Sequence[Path] = ()) -> list[str]:
     for at, entry in _noted(load_lexicon(*more)).find(text):
         if entry.kind == "idiom":
             notes.append(f"「{entry.surface}」は慣用句です（{entry.note or entry.english}）。文字どおりの絵になるかもしれません")
+        elif entry.surface != entry.reading and _KANJI.search(entry.surface):
+            notes.append(f"「{entry.surface}」は {entry.canonical} のどれか分かりません。{entry.note}")
         elif _stands_alone(text, at, entry.surface):
             notes.append(f"「{entry.surface}」は {entry.canonical} のどれか分かりません。漢字で書くと伝わります")
     return notes

@@ -111,6 +111,9 @@ def test_notes_speak_of_idioms_and_homographs() -> None:
     assert "慣用句" in notes
     assert "橋・箸・端" in notes
     assert not normalize("団子と桜と橋").notes
+    deserted = normalize("人気のない通り")
+    assert (deserted.text, deserted.negative) == ("人気のない通り", "")
+    assert "ひとけ" in " ".join(deserted.notes)
 
 
 def test_a_lexicon_of_ones_own(tmp_path: Path) -> None:
