@@ -180,19 +180,24 @@ def _first(spelling: Spelling, start: int, alone: bool) -> Change | None:
 def _is_seen(match: re.Match[str], spelling: Spelling) -> bool:
     """Whether the things can be seen, and the words are no name of something (袖なし)."""
     row, things = spelling.words, _things(match, spelling.words)
-    if not things or any(thing in _UNSEEN for thing in things) or _is_name(things[-1]):
+    if not things or any(thing in _UNSEEN for thing in things) or _is_name(things[-1], match[0]):
         return False
     end = match.end("things") if _group(match, "things") else match.end("nobody")
-    if ("C" in match[0] and things[-1] in _CLEARED) or (match.start() and row[match.start() - 1].surface in _PERSONS):
+    if "C" in match[0] and things[-1] in _CLEARED:
         return False
+    if match.start():
+        before = match.string[match.start() - 1]
+        if row[match.start() - 1].surface in _PERSONS or (before in "vVZBSTkxy" and match[0][0] in "NWQ"):
+            return False  # a clause of its own says which thing: 帰る場所のない, 見る影もない
     compound = match.string[end - 2 : end] in ("NN", "WN")  # 観光客 is no 客
     first = next((word.surface for word, sign in zip(row[match.start() :], match[0], strict=False) if sign in "NWJQ"), "")
     return (compound or row[end - 1].surface not in _UNSEEN) and first not in _PERSONS
 
 
-def _is_name(thing: str) -> bool:
-    """Whether it makes a word of its own with なし or 抜き, or is a manner (言いよう)."""
-    return thing.endswith(("よう", "間違い", "文句")) or any(f"{thing}{none}" in _COMPOUNDS for none in ("なし", "無し", "抜き"))
+def _is_name(thing: str, letters: str) -> bool:
+    """Whether it makes a word of its own with the なし or 抜き that follows, or is a manner (言いよう)."""
+    followed = ("抜き",) if "U" in letters else ("なし", "無し") if "K" in letters else ()
+    return thing.endswith(("よう", "間違い", "文句")) or any(f"{thing}{none}" in _COMPOUNDS for none in followed)
 
 
 def _is_headless(match: re.Match[str], spelling: Spelling) -> bool:
