@@ -68,7 +68,9 @@ class Pipeline:
         if batch_size < 1:
             raise SettingError(f"batch_size={batch_size!r} は 1 以上にしてください / must be at least 1")
         if isinstance(backbone, TextBackbone) != (encoder is None):
-            raise IncompatibleError(f"{backbone.name}: an encoder goes with every backbone but those that read texts themselves")
+            needs = "エンコーダが要ります / wants a text encoder: give one"
+            wanted = "エンコーダは要りません / reads texts itself: give no encoder" if encoder else needs
+            raise IncompatibleError(f"{backbone.name}: {wanted}")
         if encoder is not None and not isinstance(backbone, TextBackbone):
             encoder.spec.require_fit(backbone.spec, encoder.name, backbone.name)
         self.encoder, self.backbone, self.info, self.route = encoder, backbone, info, route
@@ -183,7 +185,7 @@ class Pipeline:
     def _encoded(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
         encoder = self.encoder
         if encoder is None:
-            raise IncompatibleError(f"{self.backbone.name} has no encoder")
+            raise IncompatibleError(f"{self.backbone.name}: エンコーダがありません / has no text encoder: open it with one")
         if not isinstance(encoder, TokenEncoder):
             self._warn_of_weights(prompts)
             return encoder.encode([prompt.text for prompt in prompts]), encoder.encode([_said(prompt.negative) for prompt in prompts])

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from jpgen.emphasis import MODES, Passes, TokenEncoder, TokenWindow, chunk, encode_weighted
 from jpgen.encoders import bert, clip
 from jpgen.errors import PromptError, UnknownNameError
+from tests.toys.letters import Letters
 
 Spans = list[tuple[str, float]]
 BREAK = ("BREAK", -1.0)
@@ -31,19 +32,6 @@ class Reader:
 
     def encode_ids(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, None]:
         return self.model(ids, attention_mask=mask).last_hidden_state, None
-
-
-class Letters:
-    """A token a letter, a state a number, no begin and no end."""
-
-    def __init__(self, length: int) -> None:
-        self.window = TokenWindow(length, (), (), pad=0, fixed=False)
-
-    def tokenize(self, text: str) -> list[int]:
-        return [ord(letter) for letter in text]
-
-    def encode_ids(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, None]:
-        return ids[..., None].float(), None
 
 
 def bert_toy(fixed: bool) -> Reader:

@@ -6,27 +6,14 @@ from itertools import pairwise
 
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import Tensor
 
 from jpgen.catalog import find_model
-from jpgen.emphasis import Chunk, TokenEncoder, TokenWindow, chunk
+from jpgen.emphasis import Chunk, TokenEncoder, chunk
 from jpgen.encoders import bert, clip, load_encoder
+from tests.toys.letters import Letters
 
 Spans = list[tuple[str, float]]
 BREAK = ("BREAK", -1.0)
-
-
-class Letters:
-    """A token a letter: chunks can be read with the eye."""
-
-    def __init__(self, length: int) -> None:
-        self.window = TokenWindow(length, (), (), pad=0, fixed=False)
-
-    def tokenize(self, text: str) -> list[int]:
-        return [ord(letter) for letter in text]
-
-    def encode_ids(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, None]:
-        return ids[..., None].float(), None
 
 
 def read(chunks: Sequence[Chunk]) -> list[str]:

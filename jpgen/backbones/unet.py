@@ -198,7 +198,7 @@ def _fuse(unet: UNet2DConditionModel, entry: Entry, family: str) -> None:
     path = entry.folder / Path(str(entry.parts["adapter"])).expanduser()
     scale = entry.parts.get("adapter_scale", 1.0)
     if not isinstance(scale, int | float):
-        raise SettingError(f"{entry.name}: adapter_scale={scale!r} は数にしてください / must be a number")
+        raise SettingError(f"{entry.name}: adapter_scale={scale!r} は数にしてください / must be a number: correct it in the catalogue")
     found = recognise(path)
     if found.kind != "lora":
         raise WeightsError(f"{path} は LoRA ではありません / {path} is no LoRA but {found.kind} of {found.variant}")

@@ -53,12 +53,13 @@ def test_the_same_seed_gives_the_same_picture_alone_and_in_a_batch(backbone: Bac
     together = sample(backbone, 2, [1, 2])
     alone, other = (sample(backbone, 1, [seed])[0] for seed in (1, 2))
     one, same, unlike = (np.frombuffer(picture, np.uint8).astype(int) for picture in (together[0], alone, other))
-    assert abs(one - same).max() <= 1 < abs(one - unlike).max()  # convolutions of a batch round in another order
+    rounding = 1 if backbone.name in ("toy-sd", "toy-sdxl") else 0  # a U-Net's convolutions of a batch round in another order
+    assert abs(one - same).max() <= rounding < abs(one - unlike).max()
 
 
-def test_masked_tokens_do_not_matter(backbone: Backbone) -> None:
-    if isinstance(backbone, TextBackbone):
-        pytest.skip("it masks its own tokens")
+@pytest.mark.parametrize("family", [family for family in families() if family != "diffusers"])  # that one masks its own tokens
+def test_masked_tokens_do_not_matter(family: str) -> None:
+    backbone = importlib.import_module(f"jpgen.backbones.{family}").toy()
     made = conditioning(backbone, 1)
     junk = torch.full((1, 3, backbone.spec.width), 9.0)
     padded = Conditioning(torch.cat([made.tokens, junk], 1), torch.cat([made.mask, torch.zeros(1, 3).long()], 1), made.pooled)
