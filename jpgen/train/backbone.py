@@ -2,8 +2,12 @@
 
 Rectified flow (Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206): with data z, noise e and a time t, the network sees
 x = (1 − t) z + t e and learns e − z. Times are logit-normal, a tenth of the captions empty, the weights averaged (EMA). Matrices inside the
-blocks are trained by Muon (Jordan et al. 2024, as torch ships it), the rest by AdamW. The learning rate is constant after its warm-up; the last
+blocks are trained by Muon (Jordan et al. 2024), the rest by AdamW. The learning rate is constant after its warm-up; the last
 `decay` steps take it to zero from a copy, so that a later run goes on from the constant part.
+
+The noise alone teaches slowly which word belongs to which place. So a linear reader in the middle of the network must also say what stands at each
+patch: the representation alignment of REPA (Yu et al. 2025, arXiv 2410.06940), with the renderer's own facts in place of another network's features.
+It is dropped when training ends.
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ from jpgen.compute import best_dtype
 from jpgen.encoders import load_encoder
 from jpgen.pipeline import Pipeline
 from jpgen.train.checkpoint import Curve, load_state, save_state
-from jpgen.train.latents import LatentPool, encode_ragged
+from jpgen.train.latents import Batch, LatentPool, encode_ragged
+from jpgen.train.muon import Muon
+from jpgen.train.scenes import concepts
 from jpgen.train.text_encoder import load_text_encoder
 from jpgen.types import ModelInfo
 from jpgen.weights import WEIGHTS, eight_bit_matrices, load_weights, save_weights
@@ -36,10 +42,16 @@ BATCH = 128
 TEXT_LENGTH = 40
 ENGLISH = 0.45
 EMPTY = 0.1
-WARM_UP = 100
-EMA_DECAY = 0.9985
-LEARNING_RATE = 3e-3
-SAVE_EVERY = 100
+WARM_UP = 50
+EMA_DECAY = 0.995
+LEARNING_RATE = 2e-3
+SAVE_EVERY = 50
+READ_AFTER = 4
+"""The reader looks at what this many blocks have made of the picture."""
+
+READING_WEIGHT = 0.1
+BACKGROUND_WEIGHT = 0.2
+"""Weight of a patch where nothing stands, against one with a thing."""
 
 CONFIG = {
     "num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 10, "cross_attention_dim": 384, "caption_channels": 384,
@@ -59,6 +71,29 @@ def new_backbone() -> PixArtTransformer2DModel:
     return model
 
 
+class ReadingBackbone(nn.Module):
+    """A backbone in training, with the reader of its middle: velocity [batch, 16, 16, 16] and logits [batch, 64, concepts + 1]."""
+
+    def __init__(self, backbone: PixArtTransformer2DModel, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        width = backbone.config.num_attention_heads * backbone.config.attention_head_dim
+        self.reader = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+        self.middle: Tensor | None = None
+        backbone.transformer_blocks[READ_AFTER - 1].register_forward_hook(self._look)
+
+    def _look(self, _block: nn.Module, _inputs: object, states: Tensor) -> None:
+        self.middle = states
+
+    def forward(self, mixed: Tensor, states: Tensor, mask: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy latents [batch, 16, 16, 16], text states [batch, length, 384], mask [batch, length], times [batch] in 0…1."""
+        conditions: dict[str, None] = {"resolution": None, "aspect_ratio": None}
+        velocity = self.backbone(
+            mixed, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=times * 1000, added_cond_kwargs=conditions, return_dict=False
+        )[0]
+        return velocity, self.reader(self.middle)
+
+
 class Optimizer:
     """Muon for the matrices inside the blocks, AdamW for everything else, at a third of its learning rate."""
 
@@ -67,7 +102,7 @@ class Optimizer:
         matrices = [p for p in model.parameters() if id(p) in inside]
         others = [p for p in model.parameters() if id(p) not in inside]
         self.parts = (
-            torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, lr=LEARNING_RATE, weight_decay=0.05),
             torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
         )
 
@@ -89,18 +124,18 @@ class Optimizer:
             part.load_state_dict(state)
 
 
-def flow_loss(model: Callable[..., tuple[Tensor]], latents: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the velocity: latents [batch, 16, 16, 16], states [batch, length, 384], mask [batch, length]."""
+def losses(model: Callable[..., tuple[Tensor, Tensor]], batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mean squared error of the velocity, and cross entropy of the reader weighted by patch, of a `ReadingBackbone`."""
+    latents = batch.latents
     times = torch.sigmoid(torch.randn(len(latents), generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
     at = times[:, None, None, None]
-    mixed = (1 - at) * latents + at * noise
-    conditions: dict[str, None] = {"resolution": None, "aspect_ratio": None}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best_dtype() is torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        velocity = model(
-            mixed, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=times * 1000, added_cond_kwargs=conditions, return_dict=False
-        )[0]
-    return F.mse_loss(velocity.float(), noise - latents)
+        velocity, logits = model((1 - at) * latents + at * noise, batch.states, batch.mask, times)
+    weights = torch.ones(logits.shape[-1])
+    weights[0] = BACKGROUND_WEIGHT
+    reading = F.cross_entropy(logits.float().flatten(0, 1), batch.regions.flatten(), weight=weights)
+    return F.mse_loss(velocity.float(), noise - latents), reading
 
 
 def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool = True) -> None:
@@ -114,9 +149,9 @@ def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool =
     encoder, tokenizer = load_text_encoder(folder)
     empty = encode_ragged([""], encoder, tokenizer)[0].float()
     del encoder
-    model = new_backbone()
+    model = ReadingBackbone(new_backbone(), len(concepts()) + 1)
     if (folder / "transformer" / WEIGHTS).exists():
-        model.load_state_dict(load_weights(folder / "transformer" / WEIGHTS))
+        model.backbone.load_state_dict(load_weights(folder / "transformer" / WEIGHTS))
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = Optimizer(model)
     done = 0
@@ -127,29 +162,31 @@ def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool =
         done = state["step"]
     network = torch.compile(model, dynamic=False) if compiled else model
     curve = Curve(folder / "backbone.jsonl")
-    losses: list[float] = []
+    recent: list[tuple[float, float]] = []
     for step in range(done, steps):
         rng, generator = np.random.default_rng((7, step)), torch.Generator().manual_seed(step)
-        latents, states, mask = pool.sample(BATCH, TEXT_LENGTH, ENGLISH, rng)
+        batch = pool.sample(BATCH, TEXT_LENGTH, ENGLISH, rng)
         for i in np.flatnonzero(rng.random(BATCH) < EMPTY):
-            states[i], mask[i] = 0, 0
-            states[i, : len(empty)], mask[i, : len(empty)] = empty, 1
-        loss = flow_loss(network, latents, states, mask, generator)
-        loss.backward()
+            batch.states[i], batch.mask[i] = 0, 0
+            batch.states[i, : len(empty)], batch.mask[i, : len(empty)] = empty, 1
+        loss, reading = losses(network, batch, generator)
+        (loss + READING_WEIGHT * reading).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / max(decay, 1)))
         keep = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
-        losses.append(loss.item())
+        recent.append((loss.item(), reading.item()))
         curve.count(BATCH)
         if (step + 1) % 50 == 0:
-            curve.row(step=step + 1, samples=(step + 1) * BATCH, loss=float(np.mean(losses[-50:])))
+            loss_mean, reading_mean = np.mean(recent, axis=0)
+            curve.row(step=step + 1, samples=(step + 1) * BATCH, loss=float(loss_mean), reading=float(reading_mean))
+            recent.clear()
         if (step + 1) % SAVE_EVERY == 0 and step + 1 <= steps - decay:
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             save_state(folder / "backbone.pt", state)
-            write_backbone(average, folder)
+            write_backbone(average.backbone, folder)
             pool.refresh()
-    write_backbone(average, folder)
+    write_backbone(average.backbone, folder)
 
 
 def write_backbone(model: PixArtTransformer2DModel, folder: Path) -> None:

@@ -1,12 +1,13 @@
 """Cached training data of the backbone: shards of scenes as latents and text states.
 
-A shard is one safetensors file: `latents` fp16 [n, 16, 16, 16], and for each language `<lang>` bf16 [tokens, 384] with `<lang>_ends` int64 [n],
-the running ends of each caption's rows.
+A shard is one safetensors file: `latents` fp16 [n, 16, 16, 16], `regions` int16 [n, 8, 8] (see `scenes.regions`), and for each language `<lang>`
+bf16 [tokens, 384] with `<lang>_ends` int64 [n], the running ends of each caption's rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +19,36 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BertModel
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.compute import best_dtype
 from jpgen.errors import TrainingDataError
 from jpgen.train.captions import caption
-from jpgen.train.scenes import Stage, plan, render
+from jpgen.train.scenes import Stage, concepts, plan, regions, render
 from jpgen.train.sprites import load_sprites
 
 SHARD = 10_000
 BATCH = 50
 LANGUAGES = ("ja", "en")
+BACKBONE_ART = ("noto",)
+"""The drawings the backbone learns where the style asks for none: one a concept, so that what a word looks like is one thing."""
 
 
-class CaptionedScenes(Dataset[tuple[Tensor, dict[str, str]]]):
-    """Scenes by seed: pictures uint8 [3, 256, 256] and a caption in each language."""
+class CaptionedScenes(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
+    """Scenes by seed: pictures uint8 [3, 256, 256], what stands where int16 [8, 8], and a caption in each language."""
 
     def __init__(self, data: Path, seeds: Sequence[int]) -> None:
         self.sprites, drawings = load_sprites(data)
-        self.stage = Stage(drawings)
+        self.stage = Stage(drawings, art=BACKBONE_ART)
         self.seeds = seeds
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, str]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, dict[str, str]]:
         scene = plan(self.seeds[index], self.stage)
         rng = np.random.default_rng((scene.seed, 2))
         words = {language: caption(scene, language, rng) for language in LANGUAGES}
-        return torch.from_numpy(np.array(render(scene, self.sprites))).permute(2, 0, 1), words
+        picture = torch.from_numpy(np.array(render(scene, self.sprites))).permute(2, 0, 1)
+        return picture, torch.from_numpy(regions(scene, concepts())), words
 
 
 @torch.no_grad()
@@ -51,14 +56,16 @@ def cache_shard(data: Path, shard: Path, first_seed: int, vae: AutoencoderShuffl
     """Render, encode and write one shard of `SHARD` scenes whose seeds start at `first_seed`."""
     scenes = CaptionedScenes(data, range(first_seed, first_seed + SHARD))
     latents: list[Tensor] = []
+    where: list[Tensor] = []
     captions: dict[str, list[str]] = {language: [] for language in LANGUAGES}
-    for pictures, words in DataLoader(scenes, BATCH, num_workers=1, collate_fn=_collate, prefetch_factor=4):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    for pictures, places, words in DataLoader(scenes, BATCH, num_workers=1, collate_fn=_collate, prefetch_factor=4):
+        where.append(places)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best_dtype() is torch.bfloat16):
             scaled = pictures.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
             latents.append(vae.encode(scaled, return_dict=False)[0].mode().half())
         for language in LANGUAGES:
             captions[language] += [word[language] for word in words]
-    tensors = {"latents": torch.cat(latents).contiguous()}
+    tensors = {"latents": torch.cat(latents).contiguous(), "regions": torch.cat(where)}
     for language, texts in captions.items():
         tensors[language], tensors[f"{language}_ends"] = encode_ragged(texts, encoder, tokenizer)
     partial = shard.with_suffix(".tmp")
@@ -66,8 +73,9 @@ def cache_shard(data: Path, shard: Path, first_seed: int, vae: AutoencoderShuffl
     partial.replace(shard)
 
 
-def _collate(rows: list[tuple[Tensor, dict[str, str]]]) -> tuple[Tensor, list[dict[str, str]]]:
-    return torch.stack([picture for picture, _ in rows]), [words for _, words in rows]
+def _collate(rows: list[tuple[Tensor, Tensor, dict[str, str]]]) -> tuple[Tensor, Tensor, list[dict[str, str]]]:
+    pictures, places, words = zip(*rows, strict=True)
+    return torch.stack(pictures), torch.stack(places), list(words)
 
 
 @torch.no_grad()
@@ -84,6 +92,16 @@ def encode_ragged(texts: Sequence[str], encoder: BertModel, tokenizer: Tokenizer
         for i, row in zip(chosen, hidden, strict=True):
             states[i] = row[: len(ids[i])].bfloat16()
     return torch.cat(states), torch.tensor([len(row) for row in ids]).cumsum(0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents fp32 [batch, 16, 16, 16], text states fp32 [batch, length, 384], mask int64 [batch, length], regions int64 [batch, 8, 8]."""
+
+    latents: Tensor
+    states: Tensor
+    mask: Tensor
+    regions: Tensor
 
 
 class LatentPool:
@@ -107,12 +125,12 @@ class LatentPool:
     def __len__(self) -> int:
         return sum(len(shard["latents"]) for shard in self.shards)
 
-    def sample(self, batch: int, length: int, english: float, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents fp32 [batch, 16, 16, 16], text states fp32 [batch, length, 384] and mask int64 [batch, length].
+    def sample(self, batch: int, length: int, english: float, rng: np.random.Generator) -> Batch:
+        """A random batch, every text padded to `length`.
 
         `english` is the share of English captions; texts longer than `length` tokens raise TrainingDataError.
         """
-        latents, rows = [], []
+        latents, rows, places = [], [], []
         for _ in range(batch):
             shard = self.shards[int(rng.integers(len(self.shards)))]
             index = int(rng.integers(len(shard["latents"])))
@@ -120,10 +138,11 @@ class LatentPool:
             ends = shard[f"{language}_ends"]
             rows.append(shard[language][int(ends[index - 1]) if index else 0 : int(ends[index])])
             latents.append(shard["latents"][index])
+            places.append(shard["regions"][index])
         if max(map(len, rows)) > length:
             raise TrainingDataError(f"a caption has {max(map(len, rows))} tokens, more than the {length} that training takes")
         states = torch.zeros(batch, length, rows[0].shape[1])
         mask = torch.zeros(batch, length, dtype=torch.int64)
         for i, row in enumerate(rows):
             states[i, : len(row)], mask[i, : len(row)] = row.float(), 1
-        return torch.stack(latents).float(), states, mask
+        return Batch(torch.stack(latents).float(), states, mask, torch.stack(places).long())

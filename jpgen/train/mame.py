@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.compute import best_dtype
 from jpgen.errors import TrainingDataError, UnknownNameError
 from jpgen.train.autoencoder import train_autoencoder
 from jpgen.train.backbone import sample_sheet, train_backbone
@@ -76,4 +77,4 @@ def cache_latents(data: Path, out: Path, shards: int) -> None:
     for index in range(shards):
         shard = folder / f"shard-{index:03d}.safetensors"
         if not shard.exists():
-            cache_shard(data, shard, index * SHARD, vae.to(memory_format=torch.channels_last), encoder.to(torch.bfloat16), tokenizer)
+            cache_shard(data, shard, index * SHARD, vae.to(memory_format=torch.channels_last), encoder.to(best_dtype()), tokenizer)

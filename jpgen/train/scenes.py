@@ -179,6 +179,26 @@ def render(scene: Scene, sprites: np.ndarray) -> Image.Image:
     return scene.style.apply(rng, image)
 
 
+GRID = 8
+"""Patches along a side of the picture, as the backbone sees it: 8×8 of 32 pixels each."""
+
+REACH = 0.42
+"""How far a drawing reaches from its centre, as a share of its side: art leaves a margin."""
+
+
+def regions(scene: Scene, among: Sequence[Concept]) -> np.ndarray:
+    """What stands at the centre of each patch: int16 [8, 8], the place in `among` plus one of a concept, or 0 where the background shows.
+
+    Raises ValueError for a concept that is not in `among`.
+    """
+    centres = (np.arange(GRID) + 0.5) * (256 / GRID)
+    out = np.zeros((GRID, GRID), np.int16)
+    for thing in reversed(scene.things):  # as `render` paints them: the first stands in front
+        for x, y, side in thing.boxes:
+            out[np.ix_(abs(centres - y) < REACH * side, abs(centres - x) < REACH * side)] = among.index(thing.concept) + 1
+    return out
+
+
 def tint(pixels: np.ndarray, color: Color) -> np.ndarray:
     """The sprite uint8 [side, side, 4] in one colour, its light and shade kept."""
     light = pixels[..., :3].astype(np.float32) @ np.array([0.3, 0.59, 0.11], np.float32) / 255

@@ -5,7 +5,7 @@ import pytest
 
 from jpgen.train.backgrounds import BACKGROUNDS
 from jpgen.train.captions import caption
-from jpgen.train.scenes import COLORS, FLAT_ART, LAYOUTS, Scene, Stage, concepts, plan, render, tint
+from jpgen.train.scenes import COLORS, FLAT_ART, LAYOUTS, Scene, Stage, concepts, plan, regions, render, tint
 from jpgen.train.sprites import Drawing
 from jpgen.train.styles import STYLES
 
@@ -51,6 +51,20 @@ def test_things_stand_where_the_layout_says() -> None:
             assert scene.things[0].boxes[0][1] < scene.things[1].boxes[0][1]
         if len(scene.things) == 2:
             assert scene.things[0].concept != scene.things[1].concept
+
+
+def test_regions_tell_what_stands_where() -> None:
+    for scene in (plan(seed, STAGE) for seed in range(200)):
+        places = regions(scene, concepts())
+        assert places.shape == (8, 8)
+        there = {concepts().index(thing.concept) + 1 for thing in scene.things}
+        assert set(places.flatten().tolist()) <= there | {0}
+        x, y, _ = scene.things[0].boxes[0]
+        assert places[min(y // 32, 7), min(x // 32, 7)] == concepts().index(scene.things[0].concept) + 1
+        assert (places[0] == 0).any() or scene.layout in ("large", "above", "count")
+    left, right = next(s for s in (plan(seed, STAGE) for seed in range(500)) if s.layout == "beside").things
+    places = regions(Scene(0, BACKGROUNDS[0], STYLES[0], "beside", (left, right)), concepts())
+    assert set(places[:, :3].flatten()) == {0, concepts().index(left.concept) + 1}
 
 
 def said(scene: Scene, language: str) -> list[str]:

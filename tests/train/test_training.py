@@ -24,7 +24,8 @@ def shard(path: Path, rows: int = 12, seed: int = 0) -> None:
     tokens = torch.randn(int(lengths.sum()), 32, generator=generator).bfloat16()
     path.parent.mkdir(exist_ok=True, parents=True)
     latents = torch.randn(rows, 16, 4, 4, generator=generator).half()
-    save_file({"latents": latents, "ja": tokens, "ja_ends": lengths.cumsum(0), "en": tokens.clone(), "en_ends": lengths.cumsum(0)}, path)
+    places = torch.randint(0, 3, (rows, 2, 2), generator=generator).short()
+    save_file({"latents": latents, "regions": places, "ja": tokens, "ja_ends": lengths.cumsum(0), "en": tokens.clone(), "en_ends": lengths.cumsum(0)}, path)
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = bert.toy()
     monkeypatch.setattr(backbone, "CONFIG", SMALL | {"sample_size": 4})
     monkeypatch.setattr(backbone, "BATCH", 4)
+    monkeypatch.setattr(backbone, "READ_AFTER", 1)
     monkeypatch.setattr(backbone, "SAVE_EVERY", 2)
     monkeypatch.setattr(backbone, "load_text_encoder", lambda _folder: (encoder._model, encoder._tokenizer))
 
@@ -72,18 +74,20 @@ def test_the_loss_falls_when_there_is_something_to_learn(small: None, tmp_path: 
     shard(tmp_path / "latents" / "shard-000.safetensors", rows=2)
     pool = LatentPool(tmp_path / "latents")
     torch.manual_seed(0)
-    model = backbone.new_backbone()
+    model = backbone.ReadingBackbone(backbone.new_backbone(), 3)
     optimizer = backbone.Optimizer(model)
     import numpy as np
 
-    losses = []
+    made = []
     for step in range(60):
-        latents, states, mask = pool.sample(8, 16, 0.5, np.random.default_rng(step))
-        loss = backbone.flow_loss(model, latents, states, mask, torch.Generator().manual_seed(step))
-        loss.backward()
+        batch = pool.sample(8, 16, 0.5, np.random.default_rng(step))
+        loss, reading = backbone.losses(model, batch, torch.Generator().manual_seed(step))
+        (loss + reading).backward()
         optimizer.step(3e-3)
-        losses.append(loss.item())
-    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+        made.append((loss.item(), reading.item()))
+    velocity, reading = zip(*made, strict=True)
+    assert sum(velocity[-10:]) < 0.75 * sum(velocity[:10])
+    assert sum(reading[-10:]) < 0.75 * sum(reading[:10])
 
 
 def test_new_shards_are_taken_up(tmp_path: Path) -> None:
