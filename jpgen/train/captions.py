@@ -99,7 +99,7 @@ def _inflect():  # type: ignore[no-untyped-def]
     try:
         import inflect
     except ImportError as error:
-        raise MissingExtraError("English captions need inflect: pip install 'jpgen[train]'") from error
+        raise MissingExtraError("英語の説明文には inflect が要ります / English captions need inflect: pip install 'jpgen[train]'") from error
     return inflect.engine()
 
 

@@ -30,7 +30,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise TrainingDataError(f"{path} cannot be read ({error}); delete it to start over") from error
+        raise TrainingDataError(f"{path} を読めません。消せば最初からになります / cannot read {path} ({error}): delete it to start over") from error
     return state
 
 

@@ -114,7 +114,7 @@ class LatentPool:
         self.shards: list[dict[str, Tensor]] = []
         self.refresh()
         if not self.shards:
-            raise TrainingDataError(f"no shards in {folder}; make them with: jpgen train mame --stage latents")
+            raise TrainingDataError(f"{folder} にシャードがありません / no shards in {folder}: make them with jpgen train mame --stage latents")
 
     def refresh(self) -> None:
         """Load the shards that have been written since."""
@@ -140,7 +140,7 @@ class LatentPool:
             latents.append(shard["latents"][index])
             places.append(shard["regions"][index])
         if max(map(len, rows)) > length:
-            raise TrainingDataError(f"a caption has {max(map(len, rows))} tokens, more than the {length} that training takes")
+            raise TrainingDataError(f"説明文が長すぎます / a caption has {max(map(len, rows))} tokens, more than the {length} that training takes")
         states = torch.zeros(batch, length, rows[0].shape[1])
         mask = torch.zeros(batch, length, dtype=torch.int64)
         for i, row in enumerate(rows):

@@ -120,7 +120,10 @@ class Stage:
         self.rows: dict[tuple[str, str], Drawing] = {(d.emoji, d.art): d for d in drawings}
         self.concepts = [c for c in (concepts() if among is None else among) if any((c.emoji, a) in self.rows for a in self.art)]
         if not self.concepts:
-            raise TrainingDataError(f"no drawings of the art sets {', '.join(art)}: render them again")
+            raise TrainingDataError(
+                f"{', '.join(art)} の絵がありません / "
+                f"no drawings of the art sets {', '.join(art)}: run jpgen train mame --stage art again"
+            )
         weights = np.array([c.weight for c in self.concepts])
         self.shares = weights / weights.sum()
 

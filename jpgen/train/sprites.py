@@ -57,7 +57,10 @@ def fetch_art(folder: Path) -> None:
             capture_output=True, text=True, check=False,
         )
         if done.returncode:
-            raise TrainingDataError(f"npm could not fetch {package}@{version}: {done.stderr.strip()[-200:]}; fetch it yourself into {folder}")
+            raise TrainingDataError(
+                f"{package}@{version} を取得できません / "
+                f"npm could not fetch {package}@{version}: {done.stderr.strip()[-200:]}; fetch it yourself into {folder}"
+            )
         archive = folder / done.stdout.strip().splitlines()[-1]
         with tarfile.open(archive) as tar:
             tar.extractall(target, filter="data")
@@ -69,7 +72,7 @@ def render_sprites(art_folder: Path, out: Path) -> None:
     try:
         import resvg_py
     except ImportError as error:
-        raise MissingExtraError("rendering sprites needs resvg-py: pip install 'jpgen[train]'") from error
+        raise MissingExtraError("絵を描くには resvg-py が要ります / rendering sprites needs resvg-py: pip install 'jpgen[train]'") from error
     sets = {}
     for art, (package, version, _, _) in ART.items():
         folder = _package_folder(art_folder, package, version) / "package"
@@ -113,7 +116,7 @@ def load_sprites(folder: Path) -> tuple[np.ndarray, list[Drawing]]:
         array = np.load(folder / "sprites.npy", mmap_mode="r")
         index = [Drawing(**row) for row in json.loads((folder / "sprites.json").read_text("utf-8"))]
     except OSError as error:
-        raise TrainingDataError(f"no sprites in {folder}; make them with: jpgen train mame --stage art") from error
+        raise TrainingDataError(f"{folder} に絵がありません / no sprites in {folder}: make them with jpgen train mame --stage art") from error
     return array, index
 
 
