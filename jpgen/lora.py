@@ -1,7 +1,7 @@
 """Adapter files into deltas: what each module's weight gains, dense and in fp32, by the formula of the adapter's paper.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685); LoCon, its twin for convolutions, LoHa and LoKr (Yeh et al. 2023, arXiv 2309.14859); DoRA (Liu et al. 2024,
-arXiv 2402.09353); whole deltas. Names of kohya's scripts, LyCORIS, diffusers and peft are read; which module they mean is told by `jpgen.lora_modules`.
+arXiv 2402.09353); whole deltas. Names of kohya's scripts, LyCORIS, diffusers and peft are read; which modules they mean is for `jpgen.lora_modules`.
 """
 
 from __future__ import annotations
@@ -117,18 +117,19 @@ def low_rank(up: Tensor, down: Tensor, mid: Tensor | None = None) -> Tensor:
     """LoRA: B·A; of a convolution with its kernel in `mid` (Tucker, LyCORIS eq. 3.1): Σₘₙ up[o,m]·mid[m,n,…]·down[n,i]."""
     if mid is None:
         return up.flatten(1) @ down.flatten(1)
-    return torch.einsum("mn...,om,ni->oi...", mid, up.flatten(1), down.flatten(1))
+    made: Tensor = torch.einsum("mn...,om,ni->oi...", mid, up.flatten(1), down.flatten(1))
+    return made
 
 
 def hadamard(f: Mapping[str, Tensor]) -> Tensor:
     """LoHa: (B₁·A₁) ⊙ (B₂·A₂); with `hada_t1`, `hada_t2` each is a Tucker product whose outer factors lie [rank, out] and [rank, in]."""
-    one, other = (
-        torch.einsum("ij...,ip,jr->pr...", f[f"hada_t{n}"], f[f"hada_w{n}_a"], f[f"hada_w{n}_b"])
-        if f"hada_t{n}" in f
-        else f[f"hada_w{n}_a"] @ f[f"hada_w{n}_b"]
-        for n in (1, 2)
-    )
-    return one * other
+
+    def half(n: int) -> Tensor:
+        up, down, core = f[f"hada_w{n}_a"], f[f"hada_w{n}_b"], f.get(f"hada_t{n}")
+        made: Tensor = up @ down if core is None else torch.einsum("ij...,ip,jr->pr...", core, up, down)
+        return made
+
+    return half(1) * half(2)
 
 
 def kronecker(f: Mapping[str, Tensor]) -> Tensor:

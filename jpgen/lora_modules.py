@@ -105,7 +105,9 @@ class AdaptedModules:
                 f"{adapter.path} は {adapter.family} 用の LoRA です / the LoRA {adapter.path} is for {adapter.family}, the model {self.name} is "
                 f"{self.family}: {'; '.join(what)}; choose a LoRA for {self.family}"
             )
-        raise WeightsError(f"{adapter.path} は {self.name} に合いません / {adapter.path} does not fit {self.name}: {'; '.join(what)}; choose one made for it")
+        raise WeightsError(
+            f"{adapter.path} は {self.name} に合いません / {adapter.path} does not fit {self.name}: {'; '.join(what)}; choose one made for it"
+        )
 
     @contextmanager
     def applied(self, wanted: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
@@ -154,10 +156,8 @@ class AdaptedModules:
         old = self._parameter(slot)
         total = old.float()
         for share in shares:
-            if slot[2] == "bias":
-                whole = share.change.bias_delta().to(old.device)
-            else:
-                whole = share.change.delta(self._whole(slot[0], share.targets))
+            bias = slot[2] == "bias"
+            whole = share.change.bias_delta().to(old.device) if bias else share.change.delta(self._whole(slot[0], share.targets))
             total = total + share.weight * whole[share.start : share.end]
         return nn.Parameter(torch.empty_like(old).copy_(total), requires_grad=old.requires_grad)
 
@@ -230,7 +230,8 @@ def ldm_spellings(names: Sequence[str]) -> dict[str, Targets]:
 def bfl_spellings(names: Sequence[str]) -> dict[str, Targets]:
     """The names that FLUX's authors gave its modules, with underscores, of those of a diffusers FLUX; none for any other model."""
     there = set(names)
-    blocks = {kind: {name.split(".")[1] for name in names if name.startswith(f"{kind}.")} for kind in ("transformer_blocks", "single_transformer_blocks")}
+    kinds = ("transformer_blocks", "single_transformer_blocks")
+    blocks = {kind: {name.split(".")[1] for name in names if name.startswith(f"{kind}.")} for kind in kinds}
     made: dict[str, Targets] = {}
     for spelling, place, inner in BFL:
         for block in blocks[place.split(".")[0]]:

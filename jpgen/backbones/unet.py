@@ -145,8 +145,8 @@ def _masked(unet: UNet2DConditionModel, mask: Tensor) -> Iterator[None]:
 def load_unet(entry: Entry, dtype: torch.dtype) -> UnetBackbone:
     """The backbone of an entry: a folder as diffusers lays it out, or one `.safetensors` file in the layout of stable-diffusion-webui.
 
-    Parts: `unet` and `vae` (a folder or file in place of the model's own), `adapter` (a file of `jpgen.lora` for the U-Net, fused into it) with `adapter_scale`,
-    and what of SCHEDULE the model's own settings do not tell. Raises WeightsError, IncompatibleError.
+    Parts: `unet` and `vae` (a folder or file in place of the model's own), `adapter` (a LoRA file, fused into the U-Net) with `adapter_scale`, and
+    what of SCHEDULE the model's own settings do not tell. Raises WeightsError, IncompatibleError.
     """
     unet_at = _part(entry, "unet")
     unet = single_file.load_unet(unet_at, dtype, entry.folder) if unet_at.is_file() else filled(UNet2DConditionModel, unet_at, dtype)

@@ -68,11 +68,11 @@ class ClipEncoder:
         return [piece for piece, _ in self._vocabulary.pieces(text)]
 
     def with_clip_skip(self, clip_skip: int) -> ClipEncoder:
-        """The same encoder read as many layers from its end as stable-diffusion-webui counts: 1 the last, 2 the penultimate …; raises SettingError."""
+        """The same encoder read so many layers from its end, as stable-diffusion-webui counts (1: the last); raises SettingError."""
         layers = self._model.config.num_hidden_layers
         if not 1 <= clip_skip <= layers:
             raise SettingError(
-                f"clip_skip={clip_skip} は 1〜{layers} にしてください / must be 1–{layers} (1: the last layer): the encoder {self.name} has {layers} layers"
+                f"clip_skip={clip_skip} は 1〜{layers} にしてください / must be 1–{layers} (1: the last layer): {self.name} has {layers} layers"
             )
         return self._again(clip_skip - 1, self._vocabulary)
 

@@ -66,7 +66,8 @@ def read_embedding(path: Path) -> Embedding:
         )
     vectors = {key: tensor[None] if tensor.dim() == 1 else tensor for key, tensor in vectors.items()}
     shapes = {key: tuple(tensor.shape) for key, tensor in vectors.items()}
-    if any(len(shape) != 2 or not 1 <= shape[0] <= MAX_VECTORS or not shape[1] for shape in shapes.values()) or len({s[0] for s in shapes.values()}) > 1:
+    sound = all(len(shape) == 2 and 1 <= shape[0] <= MAX_VECTORS and shape[1] for shape in shapes.values())
+    if not sound or len({shape[0] for shape in shapes.values()}) > 1:
         raise WeightsError(f"{path} は埋め込みではありません / {path} is no embedding: shapes {list(shapes.values())}; wanted [vectors, width]")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in vectors.values()):
         raise WeightsError(f"{path} は壊れています / damaged embedding {path}: its values are not finite numbers; fetch it again")
