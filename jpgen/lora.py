@@ -154,7 +154,8 @@ def _decomposed(weight: Tensor, delta: Tensor, f: Mapping[str, Tensor]) -> Tenso
     rows = "magnitude" in f or scale.dim() == 1 or scale.shape[0] == weight.shape[0]
     kept = 0 if rows and scale.numel() == weight.shape[0] else 1
     norm = torch.linalg.vector_norm(value, dim=[d for d in range(value.dim()) if d != kept], keepdim=True)
-    return value * (scale.reshape(norm.shape) / norm.clamp_min(torch.finfo(torch.float32).tiny)) - weight
+    made: Tensor = value * (scale.reshape(norm.shape) / norm.clamp_min(torch.finfo(torch.float32).tiny)) - weight
+    return made
 
 
 @dataclass(frozen=True)
