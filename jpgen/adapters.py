@@ -42,8 +42,8 @@ SUFFIX = ".safetensors"
 LORAS, EMBEDDINGS = ("JPGEN_LORAS", "loras"), ("JPGEN_EMBEDDINGS", "embeddings")
 """The environment variable that names the folder, and what it is called in `$XDG_DATA_HOME/jpgen` otherwise."""
 
-Loras = Mapping[str, float]
-"""Names in the folder, or paths of files, and their weights."""
+Loras = Mapping[str, float] | Mapping[Path, float]
+"""Names in the folder, or paths of files, and their weights. A text is a path if it ends like a file of weights or begins like a path."""
 
 Resolved = tuple[tuple[Adapter, float], ...]
 
@@ -93,14 +93,14 @@ class Adapters:
 
         Raises UnknownNameError (the nearest name is offered), SettingError (a weight), WeightsError, IncompatibleError (this model takes none).
         """
-        given = {self._own_name(name): (name, weight) for name, weight in loras.items()}
+        given = {_own_name(name): (name, weight) for name, weight in loras.items()}
         if len(given) != len(loras):
             raise SettingError(f"同じ名前の LoRA があります / two LoRAs of one name among {', '.join(map(str, loras))}: rename one of the files")
         prompts = [_with_loras(prompt, {own: weight for own, (_, weight) in given.items()}) for prompt in prompts]
         found: dict[str, Adapter] = {}
         for name in dict.fromkeys(name for prompt in prompts for name, _ in prompt.loras):
-            path = Path(given[name][0]).expanduser() if name in given and _is_path(given[name][0]) else self._find_lora(name)
-            found[name] = self._adapter(path)
+            told = given[name][0] if name in given else name
+            found[name] = self._adapter(Path(told).expanduser() if name in given and _is_path(told) else self._find_lora(name))
         return prompts, found
 
     @contextmanager
@@ -115,9 +115,6 @@ class Adapters:
                 yield
         else:
             yield
-
-    def _own_name(self, name: str) -> str:
-        return _nfc(Path(name).stem) if _is_path(name) else _nfc(name.strip())
 
     def _find_lora(self, name: str) -> Path:
         folder = adapter_folder(LORAS, self._folders[0])
@@ -241,8 +238,12 @@ def _with_loras(prompt: Prompt, loras: Mapping[str, float]) -> Prompt:
     return made
 
 
-def _is_path(name: str) -> bool:
-    return str(name).endswith(SUFFIX) or os.path.isabs(name) or str(name).startswith((".", "~")) or Path(name).suffix in PICKLES
+def _own_name(name: str | Path) -> str:
+    return _nfc(Path(name).stem if _is_path(name) else str(name).strip())
+
+
+def _is_path(name: str | Path) -> bool:
+    return isinstance(name, Path) or os.path.isabs(name) or name.startswith((".", "~")) or Path(name).suffix.lower() in (SUFFIX, *PICKLES)
 
 
 def _found(kind: str, name: str, files: Mapping[str, Path], folder: Path, where: tuple[str, str]) -> Path:

@@ -29,7 +29,7 @@ from jpgen.encoders import flux as flux_encoder
 from jpgen.encoders import sdxl as sdxl_encoder
 from jpgen.encoders.embeddings import read_embedding
 from jpgen.errors import IncompatibleError, MetadataError, SettingError, UnknownNameError, WeightsError
-from jpgen.metadata import parse_parameters, parameters_text, read_settings
+from jpgen.metadata import parameters_text, parse_parameters, read_settings
 from jpgen.pipeline import Pipeline, load_generation
 from jpgen.types import AdapterInfo, Generation, ModelInfo, SamplingConfig
 
@@ -113,7 +113,8 @@ def test_the_picture_is_that_of_diffusers(folders: Path) -> None:
     encoder, backbone = clip.toy(), sd.toy()
     made = Pipeline.from_parts(encoder, backbone, INFO).generate("red cat", seed=7, loras={"x": 1.0}, normalize=False)
     parts = backbone._pipeline.components
-    pipeline = StableDiffusionPipeline(**{**parts, "text_encoder": encoder._model, "tokenizer": encoder._tokenizer.inner}, requires_safety_checker=False)
+    texts = {"text_encoder": encoder._model, "tokenizer": encoder._tokenizer.inner}
+    pipeline = StableDiffusionPipeline(**{**parts, **texts}, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(str(folders / "loras"), weight_name="x.safetensors")
     pipeline.scheduler = make_scheduler(backbone.default.scheduler, backbone._schedule)
@@ -219,8 +220,8 @@ def test_other_families_take_loras_too(family: str, folders: Path) -> None:
     tensors = {f"{module}.lora_B.weight": 3 * torch.randn(rows, 2), f"{module}.lora_A.weight": torch.randn(2, columns)}
     if family != "pixart":
         for part in ("text_encoder", "text_encoder_2"):
-            name = "encoder.block.0.layer.0.SelfAttention.q" if family == "flux" and part == "text_encoder_2" else "text_model.encoder.layers.0.mlp.fc1"
-            wide = 32 if "block" in name else 64
+            is_t5 = family == "flux" and part == "text_encoder_2"
+            name, wide = ("encoder.block.0.layer.0.SelfAttention.q", 32) if is_t5 else ("text_model.encoder.layers.0.mlp.fc1", 64)
             tensors |= {f"{part}.{name}.lora_B.weight": torch.randn(wide, 2), f"{part}.{name}.lora_A.weight": torch.randn(2, 32)}
     save_file(tensors, folders / "loras" / "x.safetensors")
     pipeline = Pipeline.from_parts(encoder, backbone, INFO)
@@ -293,7 +294,7 @@ def test_a_picture_tells_its_adapters_and_is_made_again(painter: Pipeline, folde
     again = load_generation(saved)
     assert pixels(again) == pixels(made) and again.adapters == made.adapters
     os.utime(lora(folders, "水彩", UNET, TEXT, seed=9), ns=(1, 1))
-    with pytest.raises(MetadataError, match="made with other files.*lora 水彩"):
+    with pytest.raises(MetadataError, match=r"made with other files.*lora 水彩"):
         load_generation(saved)
     path.write_bytes(data)
     assert pixels(load_generation(saved)) == pixels(made)
@@ -458,7 +459,8 @@ def test_an_encoder_without_embeddings_says_that_names_are_words(folders: Path, 
 
 
 def test_clip_skip_counts_as_webui_does(painter: Pipeline) -> None:
-    model, ids = painter.encoder._model, painter.encoder._tokenizer.inner(["red cat"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    model = painter.encoder._model
+    ids = painter.encoder._tokenizer.inner(["red cat"], padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.inference_mode():
         hidden = model(ids, output_hidden_states=True)
         penultimate = model.get_submodule("final_layer_norm" if hasattr(model, "final_layer_norm") else "text_model.final_layer_norm")(

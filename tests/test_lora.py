@@ -81,7 +81,8 @@ def test_locon_is_the_composition_of_its_convolutions(tmp_path: Path) -> None:
 
 def test_a_linear_lora_suits_a_convolution_of_one_pixel(tmp_path: Path) -> None:
     up, down = rand(8, 2, 1, 1), rand(2, 6, 1, 1)
-    torch.testing.assert_close(delta({"lora_up.weight": up, "lora_down.weight": down}, torch.zeros(8, 6), tmp_path), up[:, :, 0, 0] @ down[:, :, 0, 0])
+    made = delta({"lora_up.weight": up, "lora_down.weight": down}, torch.zeros(8, 6), tmp_path)
+    torch.testing.assert_close(made, up[:, :, 0, 0] @ down[:, :, 0, 0])
     flat = {"lora_up.weight": up[:, :, 0, 0], "lora_down.weight": down[:, :, 0, 0]}
     assert delta(flat, torch.zeros(8, 6, 1, 1), tmp_path).shape == (8, 6, 1, 1)
 
@@ -103,7 +104,8 @@ def test_loha_and_lokr_are_those_of_peft(kind: str, tmp_path: Path) -> None:
     layers = {"linear": tuned.base_model.model.linear, "conv": tuned.base_model.model.conv}
     factors = {name.removeprefix("base_model.model."): tensor for name, tensor in get_peft_model_state_dict(tuned).items()}
     whole = "lokr_w1" in {name.split(".")[1] for name in factors} and "lokr_w2" in {name.split(".")[1] for name in factors}
-    adapter = read({**{f"lora_unet_{name}": t for name, t in factors.items()}, **{f"lora_unet_{m}.alpha": torch.tensor(3.0) for m in layers}}, tmp_path)
+    factors |= {f"{module}.alpha": torch.tensor(3.0) for module in layers}
+    adapter = read({f"lora_unet_{name}": tensor for name, tensor in factors.items()}, tmp_path)
     assert {change.module for change in adapter.changes} == {"linear", "conv"}
     for change in adapter.changes:
         layer = layers[change.module]
@@ -128,7 +130,8 @@ def test_loha_and_lokr_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("conv", [False, True])
 def test_dora_is_that_of_peft(conv: bool, tmp_path: Path) -> None:
     torch.manual_seed(2)
-    tuned = get_peft_model(Net(), LoraConfig(target_modules=["conv" if conv else "linear"], r=2, lora_alpha=3, use_dora=True, init_lora_weights=False))
+    targets = ["conv" if conv else "linear"]
+    tuned = get_peft_model(Net(), LoraConfig(target_modules=targets, r=2, lora_alpha=3, use_dora=True, init_lora_weights=False))
     layer = tuned.base_model.model.conv if conv else tuned.base_model.model.linear
     with torch.no_grad():
         layer.lora_magnitude_vector["default"].weight.mul_(1.5)
@@ -234,7 +237,7 @@ def test_the_hash_is_that_of_the_tensor_data(tmp_path: Path) -> None:
         ({"m.lokr_w1": (2, 2), "m.lokr_w2_a": (4, 2)}, "m lacks lokr_w2_b"),
         ({"m.lora_up.weight": (8, 2), "m.lora_down.weight": (2, 6), "m.diff": (8, 6)}, "m has diff besides"),
         ({"m.alpha": ()}, "m has alpha and no factors"),
-        ({"m.lora_up.weight": (8, 2), "m.lora_down.weight": (2, 6), "m.oft_blocks": (8, 2), "z.glow": (1,)}, "2 keys of an unknown kind.*m.oft_blocks"),
+        ({"m.lora_up.weight": (8, 2), "m.lora_down.weight": (2, 6), "m.oft_blocks": (8, 2), "z.glow": (1,)}, "2 keys of an unknown kind.*oft_blocks"),
         ({"a.b": (2, 2)}, "unknown layout"),
     ],
 )

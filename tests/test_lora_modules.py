@@ -214,7 +214,8 @@ def test_flux_by_its_authors_names_is_split_as_diffusers_splits_it(tmp_path: Pat
         ("double_blocks_0_img_attn_qkv", 3 * width, width), ("double_blocks_0_txt_attn_qkv", 3 * width, width),
         ("double_blocks_0_img_attn_proj", width, width), ("double_blocks_0_txt_attn_proj", width, width),
         ("double_blocks_0_img_mlp_0", mlp, width), ("double_blocks_0_img_mlp_2", width, mlp), ("double_blocks_0_txt_mlp_0", mlp, width),
-        ("double_blocks_0_txt_mlp_2", width, mlp), ("double_blocks_0_img_mod_lin", 6 * width, width), ("double_blocks_0_txt_mod_lin", 6 * width, width),
+        ("double_blocks_0_txt_mlp_2", width, mlp), ("double_blocks_0_img_mod_lin", 6 * width, width),
+        ("double_blocks_0_txt_mod_lin", 6 * width, width),
         ("single_blocks_0_linear1", 3 * width + mlp, width), ("single_blocks_0_linear2", width, width + mlp),
         ("single_blocks_0_modulation_lin", 3 * width, width),
     ):  # fmt: skip
