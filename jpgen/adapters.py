@@ -20,6 +20,7 @@ from jpgen.encoders.embeddings import Embedding, names_pattern, read_embedding
 from jpgen.errors import IncompatibleError, MetadataError, SettingError, UnknownNameError, WeightsError
 from jpgen.lora import Adapter, read_adapter
 from jpgen.lora_modules import AdaptedModules
+from jpgen.prompt.syntax import parse_attention
 from jpgen.safety import PICKLES, refuse_pickle
 from jpgen.types import (
     Adaptable,
@@ -146,17 +147,17 @@ class Adapters:
                     "leave clip_skip out (it is for CLIP, of Stable Diffusion 1, 2 and XL)"
                 )
             encoder = encoder.with_clip_skip(clip_skip)
-        names = dict.fromkeys(embedding for prompt in prompts for embedding in self.embeddings_of(prompt))
+        names = self.embeddings_of(prompts)
         if names and isinstance(encoder, EmbeddableEncoder):
-            return encoder.with_embeddings(list(names))
+            return encoder.with_embeddings(names)
         return encoder
 
-    def embeddings_of(self, prompt: Prompt) -> list[Embedding]:
-        """The embeddings whose names stand in the prompt or in its negative."""
-        files = list_files(adapter_folder(EMBEDDINGS, self._folders[1]))
-        used = _said(prompt, files)
+    def embeddings_of(self, prompts: Sequence[Prompt]) -> list[Embedding]:
+        """The embeddings whose names stand in the prompts or in their negatives; none where the encoder takes none (`require` says so)."""
         if not isinstance(self._encoder, EmbeddableEncoder):
-            return []  # `require` has said so
+            return []
+        files = list_files(adapter_folder(EMBEDDINGS, self._folders[1]))
+        used = dict.fromkeys(name for prompt in dict.fromkeys(prompts) for name in _said(prompt, files))
         return [self._once("embedding", files[name], read_embedding) for name in used]
 
     def require(self, prompts: Sequence[Prompt], clip_skip: int) -> None:
@@ -165,7 +166,7 @@ class Adapters:
         folder = adapter_folder(EMBEDDINGS, self._folders[1])
         safe = list_files(folder)
         pickles = {name: path for ending in PICKLES for name, path in list_files(folder, ending).items() if name not in safe}
-        for prompt in prompts:
+        for prompt in dict.fromkeys(prompts):
             if not isinstance(self._encoder, EmbeddableEncoder):
                 if used := _said(prompt, safe):
                     log.warning(
@@ -181,7 +182,7 @@ class Adapters:
     def infos(self, prompt: Prompt, found: Mapping[str, Adapter]) -> tuple[AdapterInfo, ...]:
         """What a picture of this prompt says of them."""
         loras = [AdapterInfo("lora", name, found[name].hash) for name in dict.fromkeys(name for name, _ in prompt.loras)]
-        return (*loras, *(AdapterInfo("embedding", one.name, one.hash) for one in self.embeddings_of(prompt)))
+        return (*loras, *(AdapterInfo("embedding", one.name, one.hash) for one in self.embeddings_of([prompt])))
 
     def require_same(self, prompt: Prompt, found: Mapping[str, Adapter], told: Sequence[AdapterInfo], picture: str | Path) -> None:
         """Raise MetadataError unless the files that the prompt names are those that a picture tells of."""
@@ -209,8 +210,10 @@ class Adapters:
 def _said(prompt: Prompt, names: Iterable[str]) -> list[str]:
     """Those of the names of embeddings that stand in the prompt or in its negative."""
     plain = [name for name in names if "/" not in name]
-    texts = [_nfc(text) for text, _ in (*prompt.spans, (prompt.text, 1.0), (prompt.negative, 1.0))] if plain else []
-    said = {found[0].lower() for text in texts for found in names_pattern(plain).finditer(text)}
+    if not plain:
+        return []
+    spans = [*(prompt.spans or ((prompt.text, 1.0),)), *parse_attention(prompt.negative)]  # as the encoder sees them
+    said = {found[0].lower() for text, _ in spans for found in names_pattern(plain).finditer(_nfc(text))}
     return [name for name in plain if name.lower() in said]
 
 

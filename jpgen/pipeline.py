@@ -181,7 +181,8 @@ class Pipeline:
         self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None,
         adapters: Mapping[str, Adapter] | None = None,
     ) -> list[Generation]:  # fmt: skip
-        adapters = adapters or {}
+        if adapters is None:
+            prompts, adapters = self._adapters.named(prompts, {})
         began = time.perf_counter()
         with self._lock, self._adapters.applied(prompts[0], adapters):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -407,6 +407,9 @@ def test_the_road_finds_embeddings_in_prompt_and_negative(painter: Pipeline, fol
     both = painter.generate("赤い猫、(mystyle:1.2)", seed=1, negative="bad")
     assert len({pixels(plain), pixels(made), pixels(both)}) == 3
     assert [[one.name for one in g.adapters] for g in (plain, made, both)] == [[], ["mystyle"], ["bad", "mystyle"]]
+    embedding(folders, "red mystyle", {"emb_params": torch.randn(2, 32)})
+    apart = painter.generate("a red (mystyle:1.2)", seed=1)
+    assert [one.name for one in apart.adapters] == ["mystyle"]  # the longer name is nowhere in one span
     table = painter.encoder._model.get_input_embeddings()
     assert not table._forward_hooks and len(table.weight) == len(clip.toy()._tokenizer)
 
