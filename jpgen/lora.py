@@ -74,11 +74,11 @@ class Change:
 
     def shape(self) -> tuple[int, ...]:
         """The shape of the delta, computed without its values; raises WeightsError if the factors do not fit each other."""
-        try:
-            return tuple(self._product({name: tensor.to("meta") for name, tensor in self.factors.items()}).shape)
-        except (RuntimeError, IndexError) as error:
+        made = _shape({name: tuple(tensor.shape) for name, tensor in self.factors.items()})
+        if made is None:
             told = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(self.factors.items()))
-            raise WeightsError(f"{self.module}: 因子の形が合いません / its factors do not fit each other: {told}") from error
+            raise WeightsError(f"{self.module}: 因子の形が合いません / its factors do not fit each other: {told}")
+        return made
 
     def fits(self, weight: Tensor) -> bool:
         """Whether it is for a weight of this shape."""
@@ -142,6 +142,43 @@ def kronecker(f: Mapping[str, Tensor]) -> Tensor:
     else:
         other = f["lokr_w2_a"] @ f["lokr_w2_b"]
     return torch.kron(one.contiguous(), other.flatten(1).contiguous())
+
+
+Shape = tuple[int, ...]
+
+
+def _shape(f: Mapping[str, Shape]) -> Shape | None:
+    """The shape of the product of factors of these shapes, None if they have none. (torch's meta device would tell, but takes seconds to start.)"""
+    if "diff" in f:
+        return f["diff"]
+    if "lora_up" in f:
+        return _product_shape(_flat(f["lora_up"]), f["lora_down"], f.get("lora_mid"))
+    if "hada_w1_a" in f:
+        one, other = (_half_shape(f, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
+        return one if one == other else None
+    one = _flat(f["lokr_w1"] if "lokr_w1" in f else _half_shape(f, "lokr_w1", ""))
+    other = _flat(f["lokr_w2"] if "lokr_w2" in f else _half_shape(f, "lokr_w2", "lokr_t2"))
+    return (one[0] * other[0], one[1] * other[1]) if one and other else None
+
+
+def _half_shape(f: Mapping[str, Shape], name: str, core: str) -> Shape | None:
+    up, down = f[f"{name}_a"], f[f"{name}_b"]
+    if len(up) != 2 or len(down) != 2:
+        return None
+    return _product_shape(up[::-1], down, f[core]) if core in f else _product_shape(up, down, None)
+
+
+def _product_shape(up: Shape | None, down: Shape, core: Shape | None) -> Shape | None:
+    """[out, rank] · [rank, in …], or with a core [rank, rank, kernel …] between them."""
+    if up is None or len(down) < 2 or (core is not None and (len(core) < 2 or core[1] != down[0])):
+        return None
+    if up[1] != (down if core is None else core)[0]:
+        return None
+    return (up[0], *down[1:]) if core is None else (up[0], math.prod(down[1:]), *core[2:])
+
+
+def _flat(shape: Shape | None) -> Shape | None:
+    return (shape[0], math.prod(shape[1:])) if shape and len(shape) > 1 else None
 
 
 def _decomposed(weight: Tensor, delta: Tensor, f: Mapping[str, Tensor]) -> Tensor:

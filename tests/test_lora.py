@@ -112,7 +112,9 @@ def test_loha_and_lokr_are_those_of_peft(kind: str, tmp_path: Path) -> None:
         wanted = layer.get_delta_weight("default")
         if whole:
             wanted = wanted / layer.scaling["default"]  # LyCORIS scales no LoKr of two whole factors, peft does
-        made = change.delta(layer.get_base_layer().weight)
+        weight = layer.get_base_layer().weight
+        assert change.fits(weight) and not change.fits(weight[1:]) and not change.fits(weight[:, 1:])
+        made = change.delta(weight)
         size = wanted.abs().max().item()
         assert size > 1e-4
         torch.testing.assert_close(made, wanted, atol=1e-6 * size, rtol=1e-5)
@@ -237,6 +239,12 @@ def test_the_hash_is_that_of_the_tensor_data(tmp_path: Path) -> None:
         ({"m.lokr_w1": (2, 2), "m.lokr_w2_a": (4, 2)}, "m lacks lokr_w2_b"),
         ({"m.lora_up.weight": (8, 2), "m.lora_down.weight": (2, 6), "m.diff": (8, 6)}, "m has diff besides"),
         ({"m.alpha": ()}, "m has alpha and no factors"),
+        ({"m.lora_up.weight": (8, 2), "m.lora_down.weight": (2, 4), "m.lora_mid.weight": (2, 3, 3, 3)}, "do not fit each other"),
+        ({"m.hada_w1_a": (8, 2), "m.hada_w1_b": (2, 6), "m.hada_w2_a": (8, 2), "m.hada_w2_b": (2, 5)}, "do not fit each other"),
+        ({"m.hada_w1_a": (8, 2), "m.hada_w1_b": (3, 6), "m.hada_w2_a": (8, 2), "m.hada_w2_b": (3, 6)}, "do not fit each other"),
+        ({"m.lokr_w1": (2, 2), "m.lokr_w2_a": (4, 2), "m.lokr_w2_b": (3, 4)}, "do not fit each other"),
+        ({"m.lokr_w1": (4,), "m.lokr_w2": (4, 4)}, "do not fit each other"),
+        ({"m.lora_up.weight": (8,), "m.lora_down.weight": (2, 4)}, "do not fit each other"),
         ({"m.lora_up.weight": (8, 2), "m.lora_down.weight": (2, 6), "m.oft_blocks": (8, 2), "z.glow": (1,)}, "2 keys of an unknown kind.*oft_blocks"),
         ({"a.b": (2, 2)}, "unknown layout"),
     ],
