@@ -57,6 +57,8 @@ def main() -> None:
 @click.option("--size", help="大きさ。例: 256 または 256x320 / size in pixels, W or WxH")
 @click.option("--count", type=int, default=1, show_default=True, help="一つのプロンプトから作る枚数 / pictures a prompt")
 @click.option("--emphasis", help="（猫：１．２）の重みの効かせ方: a1111, a1111-nonorm, comfy, compel / how attention weights act")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="LoRA のファイルか名前と重み（何度でも） / a LoRA and its weight")
+@click.option("--clip-skip", type=int, help="エンコーダの最後から何番目の層を読むか（1: 最後） / which layer of CLIP, from its end")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
 @click.option("--accept-license", is_flag=True, help="モデルの利用条件を読み、承諾したことを記録する / record that you accept the model's terms")
 @click.option("--json", "as_json", is_flag=True, help="結果を JSON で一行ずつ出す / one JSON object a line")
@@ -64,12 +66,13 @@ def main() -> None:
 def generate_command(
     prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
     scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, accept_license: bool,
-    as_json: bool,
+    as_json: bool, loras: tuple[str, ...], clip_skip: int | None,
 ) -> None:
     """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
     width, height = _size(size)
     prompts = _prompts(prompt)
 
+    from jpgen.adapters import parse_loras
     from jpgen.metadata import file_name, require_writable
     from jpgen.pipeline import open_pipeline
 
@@ -82,8 +85,11 @@ def generate_command(
 
         models.accept_license(find_model(model))
     pipeline = open_pipeline(model)
-    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis)
-    for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize)):
+    config = pipeline.config(
+        width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
+    )
+    weighted = parse_loras(loras)
+    for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize, weighted)):
         target = _numbered(output, index, total) if output else Path(file_name(made))
         _tell(made, made.save(target), as_json)
 
@@ -262,7 +268,8 @@ def _prompts(argument: str) -> list[str]:
 
 
 def _drawn(
-    pipeline: Pipeline, prompts: list[str], config: SamplingConfig, negative: str, seed: int | None, count: int, normalize: bool
+    pipeline: Pipeline, prompts: list[str], config: SamplingConfig, negative: str, seed: int | None, count: int, normalize: bool,
+    loras: dict[str, float],
 ) -> Iterable[Generation]:
     """The pictures, with a progress bar on a terminal."""
     from rich.console import Console
@@ -275,7 +282,10 @@ def _drawn(
         def on_step(step: Step) -> None:
             progress.update(task, completed=done * config.steps + step.index)
 
-        for made in pipeline.stream(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step):
+        pictures = pipeline.stream(
+            prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step
+        )
+        for made in pictures:
             done += 1
             progress.update(task, completed=done * config.steps)
             yield made

@@ -82,6 +82,15 @@ class PairedEncoder(Protocol):
         """What the first (0) or second (1) sees of a chunk."""
 
 
+@runtime_checkable
+class GroupingEncoder(Protocol):
+    """A token encoder some of whose tokens belong together: the vectors of an embedding, which a chunk takes all or none of."""
+
+    @property
+    def groups(self) -> Mapping[int, int]:
+        """The first id of each group, and how many tokens it has."""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """The text tokens of one pass: their ids, their weights, and the number of the span each is from."""
@@ -116,9 +125,10 @@ def chunk(spans: Sequence[tuple[str, float]], encoder: TokenEncoder, *, backtrac
     """The tokens of the spans, all of them, in chunks of at most `encoder.window.length`; none for an empty prompt.
 
     A full chunk ends at the last newline or 。！？ of its last `backtrack` tokens, else at the last 、 or comma there, else where it is full.
-    `BREAK` ends a chunk; two in a row make no empty one.
+    `BREAK` ends a chunk; two in a row make no empty one. An embedding that does not fit whole begins the next chunk.
     """
     length = encoder.window.length
+    groups = encoder.groups if isinstance(encoder, GroupingEncoder) else {}
     chunks: list[Chunk] = []
     row: list[tuple[int, float, int, int]] = []  # id, weight, span, what ends after it
 
@@ -134,10 +144,12 @@ def chunk(spans: Sequence[tuple[str, float]], encoder: TokenEncoder, *, backtrac
         for number, text, weight, ids in tokens:
             ends = [0] * len(ids) if fits else _ends(text, ids, encoder)
             for token, end in zip(ids, ends, strict=True):
-                if len(row) == length:
-                    last = range(max(0, length - 1 - backtrack), length)
-                    best = max(last, key=lambda i: (row[i][3], i), default=length - 1)
-                    close(best + 1 if row[best][3] else length)
+                needed = groups.get(token, 1)
+                while len(row) + (needed if needed <= length else 1) > length:
+                    full = len(row)
+                    last = range(max(0, full - 1 - backtrack), full)
+                    best = max(last, key=lambda i: (row[i][3], i), default=full - 1)
+                    close(best + 1 if row[best][3] else full)
                 row.append((token, float(weight), number, end))
         close(len(row))
     return chunks

@@ -27,7 +27,7 @@ from xml.sax.saxutils import escape
 from PIL import Image, PngImagePlugin
 
 from jpgen.errors import MetadataError, OutputError
-from jpgen.types import MAX_SIDE, Generation, ModelInfo, Prompt, SamplingConfig, plain_data, require_seed
+from jpgen.types import MAX_SIDE, AdapterInfo, Generation, ModelInfo, Prompt, SamplingConfig, plain_data, require_seed
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SAMPLERS = {"dpm++2m": "DPM++ 2M", "dpm++2m_sde": "DPM++ 2M SDE", "ddim": "DDIM", "unipc": "UniPC"}  # as A1111 calls them
@@ -64,6 +64,7 @@ class Settings:
     weights_hash: str
     encoder: str
     route: str
+    adapters: tuple[AdapterInfo, ...] = ()
 
     @property
     def source(self) -> str:
@@ -185,12 +186,21 @@ def parameters_text(generation: Generation) -> str:
         "Size": f"{config.width}x{config.height}",
         "Model hash": model.weights_hash,
         "Model": model.name,
+        **({"Clip skip": config.clip_skip} if config.clip_skip else {}),
+        **_hashes(generation.adapters),
         "RNG": "CPU",
         "Version": f"jpgen {jpgen_version()}",
     }
     negative = f"\n{NEGATIVE} {_printable(generation.prompt.negative)}" if generation.prompt.negative else ""
     last = ", ".join(f"{key}: {_quoted(_printable(str(value)))}" for key, value in pairs.items())
     return f"{_printable(generation.prompt.written or generation.prompt.source)}{negative}\n{last}"
+
+
+def _hashes(adapters: tuple[AdapterInfo, ...]) -> dict[str, str]:
+    """The hashes of adapters as A1111 writes them: `Lora hashes: "name: hash, …"`, `TI hashes: …`."""
+    kinds = {"Lora hashes": "lora", "TI hashes": "embedding"}
+    told = {key: ", ".join(f"{one.name}: {one.hash}" for one in adapters if one.kind == kind) for key, kind in kinds.items()}
+    return {key: value for key, value in told.items() if value}
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
@@ -242,7 +252,9 @@ def _settings(data: Any) -> Settings:
         _typed(SamplingConfig, data["config"]).validated(1),
         require_seed(data["seed"]),
         *(model.name, model.revision, model.license, model.weights_hash),
-        *(_typed(str, data[key]) for key in ("encoder", "route")),
+        encoder=_typed(str, data["encoder"]),
+        route=_typed(str, data["route"]),
+        adapters=_typed(tuple[AdapterInfo, ...], data.get("adapters", [])),
     )
 
 

@@ -6,18 +6,21 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
+from jpgen.adapters import Adapters, Loras, total_weights
 from jpgen.backbones import load_backbone
 from jpgen.catalog import Entry
 from jpgen.emphasis import TokenEncoder, encode_weighted
 from jpgen.encoders import load_encoder
 from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
+from jpgen.lora import Adapter
 from jpgen.metadata import read_settings
 from jpgen.models import open_model
 from jpgen.prompt.chain import normalize as normalized
@@ -44,8 +47,12 @@ class Pipeline:
         1
     """
 
-    def __init__(self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1) -> None:
+    def __init__(
+        self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, lora_folder: Path | None = None, embedding_folder: Path | None = None
+    ) -> None:
         """Open a model of the catalogue, a local folder or a local `.safetensors` file.
+
+        Names of LoRAs and embeddings are looked up in their folders (else $JPGEN_LORAS and $JPGEN_EMBEDDINGS, else folders in $XDG_DATA_HOME/jpgen).
 
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
         """
@@ -54,6 +61,7 @@ class Pipeline:
         backbone = load_backbone(entry)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
         self._set(encoder, backbone, info, entry.route, batch_size)
+        self._adapters = Adapters(info.name, encoder, backbone, loras=lora_folder, embeddings=embedding_folder)
 
     @classmethod
     def from_parts(
@@ -75,6 +83,7 @@ class Pipeline:
             encoder.spec.require_fit(backbone.spec, encoder.name, backbone.name)
         self.encoder, self.backbone, self.info, self.route = encoder, backbone, info, route
         self.batch_size = batch_size
+        self._adapters = Adapters(info.name, encoder, backbone)
         self._lock = threading.Lock()
 
     def generate(
@@ -85,15 +94,17 @@ class Pipeline:
         seed: int | None = None,
         config: SamplingConfig | None = None,
         normalize: bool = True,
+        loras: Loras | None = None,
         on_step: StepCallback | None = None,
     ) -> Generation:
         """One picture of the prompt.
 
         The prompt is read by `jpgen.normalize` unless `normalize` is False or it is a Prompt already. No seed means a random one, which the
-        Generation tells; no config the model's own default (see `config`). Raises PromptError, SettingError, UnknownNameError (scheduler),
-        Cancelled (`on_step` returned False).
+        Generation tells; no config the model's own default (see `config`). `loras` are names in the LoRA folder or paths of files with their weights,
+        beside those that the prompt names (`<lora:名前:0.8>`); they are on the weights for this picture alone. Raises PromptError, SettingError,
+        UnknownNameError (scheduler, LoRA), WeightsError and IncompatibleError (a LoRA or embedding), Cancelled (`on_step` returned False).
         """
-        return next(self.stream([prompt], negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step))
+        return next(self.stream([prompt], negative=negative, seed=seed, config=config, normalize=normalize, loras=loras, on_step=on_step))
 
     def generate_many(
         self,
@@ -104,6 +115,7 @@ class Pipeline:
         count: int = 1,
         config: SamplingConfig | None = None,
         normalize: bool = True,
+        loras: Loras | None = None,
         on_step: StepCallback | None = None,
     ) -> list[Generation]:
         """`count` pictures of each prompt, in order: all of the first prompt, then of the second …
@@ -111,7 +123,7 @@ class Pipeline:
         The n-th picture of every prompt has seed `seed` + n, and is the same picture that `generate` makes with that seed alone. Raises as
         `generate` does, before anything is sampled.
         """
-        return list(self.stream(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step))
+        return list(self.stream(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step))
 
     def stream(
         self,
@@ -122,6 +134,7 @@ class Pipeline:
         count: int = 1,
         config: SamplingConfig | None = None,
         normalize: bool = True,
+        loras: Loras | None = None,
         on_step: StepCallback | None = None,
     ) -> Iterator[Generation]:
         """Like `generate_many`, handing each picture over as soon as its batch is done."""
@@ -131,12 +144,19 @@ class Pipeline:
         first = _seed(seed)
         require_seed(first + count - 1)
         jobs = [(_prompt(prompt, negative, normalize, first + n), first + n) for prompt in prompts for n in range(count)]
-        return self._batches(jobs, checked, on_step)
+        adapted, adapters = self._adapters.named([prompt for prompt, _ in jobs], loras or {})
+        self._adapters.require(adapted, checked.clip_skip)
+        jobs = [(prompt, seed) for prompt, (_, seed) in zip(adapted, jobs, strict=True)]
+        return self._batches(jobs, checked, on_step, adapters)
 
-    def _batches(self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None) -> Iterator[Generation]:
-        for start in range(0, len(jobs), self.batch_size):
-            chosen = jobs[start : start + self.batch_size]
-            yield from self._batch([prompt for prompt, _ in chosen], config, [seed for _, seed in chosen], on_step)
+    def _batches(
+        self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None, adapters: Mapping[str, Adapter]
+    ) -> Iterator[Generation]:
+        for _, alike in groupby(jobs, key=lambda job: total_weights(job[0])):  # what is sampled together has the same weights
+            rest = list(alike)
+            for start in range(0, len(rest), self.batch_size):
+                chosen = rest[start : start + self.batch_size]
+                yield from self._batch([prompt for prompt, _ in chosen], config, [seed for _, seed in chosen], on_step, adapters)
 
     def config(
         self,
@@ -147,43 +167,50 @@ class Pipeline:
         guidance_scale: float | None = None,
         scheduler: str | None = None,
         emphasis: str | None = None,
+        clip_skip: int | None = None,
     ) -> SamplingConfig:
         """The backbone's default settings with what is given in their place, checked; raises SettingError naming all that is wrong."""
         given = {
             "width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler, "emphasis": emphasis,
-        }
+            "clip_skip": clip_skip,
+        }  # fmt: skip
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(self.backbone.default, **chosen).validated(self.backbone.size_multiple)  # type: ignore[arg-type]
 
-    def _batch(self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None) -> list[Generation]:
+    def _batch(
+        self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None,
+        adapters: Mapping[str, Adapter] | None = None,
+    ) -> list[Generation]:  # fmt: skip
+        if adapters is None:
+            prompts, adapters = self._adapters.named(prompts, {})
         began = time.perf_counter()
-        with self._lock:
+        with self._lock, self._adapters.applied(prompts[0], adapters):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             if isinstance(self.backbone, TextBackbone):
                 self._warn_of_weights(prompts)
                 texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
                 images = self.backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step)
             else:
-                conditioning, negative = self._encode(prompts, config.emphasis)
+                conditioning, negative = self._encode(prompts, config)
                 images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
         seconds = (time.perf_counter() - began) / len(prompts)
         return [
-            Generation(image, prompt, config, seed, self.info, self.encoder.name if self.encoder else self.backbone.name, self.route, seconds)
+            Generation(image, prompt, config, seed, self.info, self.encoder.name if self.encoder else self.backbone.name, self.route, seconds,
+                       self._adapters.infos(prompt, adapters))
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
 
-
-    def _encode(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
+    def _encode(self, prompts: Sequence[Prompt], config: SamplingConfig) -> tuple[Conditioning, Conditioning]:
         """Prompts and negative prompts; of an encoder whose passes have one length, both are filled to as many passes as the longest needs."""
-        conditioning, negative = self._encoded(prompts, emphasis)
+        conditioning, negative = self._encoded(prompts, config)
         if getattr(self.backbone, "zeros_for_empty", False):
             kept = torch.tensor([bool(prompt.negative.strip()) for prompt in prompts])
             pooled = None if negative.pooled is None else negative.pooled * kept[:, None]
             negative = Conditioning(negative.tokens * kept[:, None, None], negative.mask, pooled)
         return conditioning, negative
 
-    def _encoded(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
-        encoder = self.encoder
+    def _encoded(self, prompts: Sequence[Prompt], config: SamplingConfig) -> tuple[Conditioning, Conditioning]:
+        encoder, emphasis = self._adapters.encoder_for(prompts, config.clip_skip), config.emphasis
         if encoder is None:
             raise IncompatibleError(f"{self.backbone.name}: エンコーダがありません / has no text encoder: open it with one")
         if not isinstance(encoder, TokenEncoder):
@@ -220,7 +247,9 @@ def generate(
     guidance_scale: float | None = None,
     scheduler: str | None = None,
     emphasis: str | None = None,
+    clip_skip: int | None = None,
     normalize: bool = True,
+    loras: Loras | None = None,
     on_step: StepCallback | None = None,
 ) -> Generation:
     """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
@@ -230,8 +259,10 @@ def generate(
     (256, 256)
     """
     pipeline = open_pipeline(model)
-    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis)
-    return pipeline.generate(prompt, negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step)
+    config = pipeline.config(
+        width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
+    )
+    return pipeline.generate(prompt, negative=negative, seed=seed, config=config, normalize=normalize, loras=loras, on_step=on_step)
 
 
 def generate_many(
@@ -247,7 +278,9 @@ def generate_many(
     guidance_scale: float | None = None,
     scheduler: str | None = None,
     emphasis: str | None = None,
+    clip_skip: int | None = None,
     normalize: bool = True,
+    loras: Loras | None = None,
     on_step: StepCallback | None = None,
 ) -> list[Generation]:
     """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many`.
@@ -257,14 +290,19 @@ def generate_many(
     [5, 6, 5, 6]
     """
     pipeline = open_pipeline(model)
-    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis)
-    return pipeline.generate_many(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step)
+    config = pipeline.config(
+        width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
+    )
+    return pipeline.generate_many(
+        prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step
+    )
 
 
 def load_generation(path: str | Path, *, model: str | None = None) -> Generation:
     """Make the picture of a file again from the settings inside it, by the same model (or `model`): the very same picture.
 
-    Raises MetadataError if the file holds no settings of jpgen, or if the model's weights are no longer those that made it.
+    Raises MetadataError if the file holds no settings of jpgen, or if the weights of the model, of a LoRA or of an embedding are no longer those that
+    made it; UnknownNameError if a LoRA is not in its folder.
     """
     settings = read_settings(Path(path))
     pipeline = open_pipeline(model or settings.model)
@@ -274,7 +312,9 @@ def load_generation(path: str | Path, *, model: str | None = None) -> Generation
             f"model= で指定すると今の重みで作ります / made by other weights; pass model={settings.model!r} to use the present ones"
         )
     config = settings.config.validated(pipeline.backbone.size_multiple)
-    return pipeline._batch([settings.prompt], config, [require_seed(settings.seed)], None)[0]
+    (prompt,), adapters = pipeline._adapters.named([settings.prompt], {})
+    pipeline._adapters.require_same(prompt, adapters, settings.adapters, path)
+    return pipeline._batch([prompt], config, [require_seed(settings.seed)], None, adapters)[0]
 
 
 def weights_hash(entry: Entry) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -91,7 +92,10 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to sample. Sides in pixels, steps of the sampler, guidance scale (1: none), name of the sampler, how attention weights act."""
+    """How to sample. Sides in pixels, steps of the sampler, guidance scale (1: none), name of the sampler, how attention weights act.
+
+    `clip_skip` as stable-diffusion-webui counts: 1 reads the encoder's last layer, 2 the penultimate …; 0 the one the model was trained for.
+    """
 
     width: int
     height: int
@@ -99,6 +103,7 @@ class SamplingConfig:
     guidance_scale: float
     scheduler: str = "dpm++2m"
     emphasis: str = "a1111"
+    clip_skip: int = 0
 
     def validated(self, multiple: int) -> SamplingConfig:
         """Itself, or SettingError naming every setting that is out of range; sides must be divisible by `multiple`."""
@@ -114,6 +119,8 @@ class SamplingConfig:
             wrong.append(f"steps={reprlib.repr(self.steps)} は 1〜{MAX_STEPS} にしてください / must be 1–{MAX_STEPS}")
         if not isinstance(self.guidance_scale, int | float) or not 0 <= self.guidance_scale <= 100:
             wrong.append(f"guidance_scale={reprlib.repr(self.guidance_scale)} は 0〜100 にしてください / must be 0–100")
+        if not _is_integer(self.clip_skip) or not 0 <= self.clip_skip <= MAX_STEPS:
+            wrong.append(f"clip_skip={reprlib.repr(self.clip_skip)} は 1 以上の整数にしてください / must be a whole number from 1 (0: its own)")
         if wrong:
             raise SettingError("; ".join(wrong))
         return self
@@ -145,6 +152,15 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class AdapterInfo:
+    """What a picture says of an adapter that took part: its `kind` ("lora", "embedding"), its name, and the hash by which its file is known."""
+
+    kind: str
+    name: str
+    hash: str
+
+
+@dataclass(frozen=True)
 class Generation:
     """A picture and how it was made, enough to explain and repeat it."""
 
@@ -156,6 +172,7 @@ class Generation:
     encoder: str
     route: str
     seconds: float = field(compare=False)
+    adapters: tuple[AdapterInfo, ...] = ()
 
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP (by suffix) with the settings inside; returns where it is. The old file or the new one is there, never half.
@@ -202,6 +219,52 @@ class TextEncoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """Conditioning of the texts, one row each; a text of more tokens than one pass takes is encoded in chunks, nothing is cut off."""
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """An encoder or a backbone whose modules adapters may change."""
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """Its modules by the part they are: "denoiser", "text_encoder", "text_encoder_2"."""
+
+
+@runtime_checkable
+class AdaptableBackbone(Adaptable, Protocol):
+    """A backbone whose modules adapters may change."""
+
+    @property
+    def family(self) -> str:
+        """The family of adapters for it: "sd", "sdxl", "pixart", "flux"."""
+
+
+@runtime_checkable
+class AdaptingBackbone(Protocol):
+    """A backbone that loads adapters by itself."""
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether its pipeline can."""
+
+    def adapted(self, files: Sequence[tuple[Path, float]]) -> AbstractContextManager[None]:
+        """For the time of the block it is changed by these files, each times its weight."""
+
+
+@runtime_checkable
+class LayeredEncoder(Protocol):
+    """An encoder that may be read at a layer before its last."""
+
+    def with_clip_skip(self, clip_skip: int) -> TextEncoder:
+        """The same encoder, read so many layers from its end (1: the last)."""
+
+
+@runtime_checkable
+class EmbeddableEncoder(Protocol):
+    """An encoder that takes vectors for words."""
+
+    def with_embeddings(self, embeddings: Sequence[Any]) -> TextEncoder:
+        """The same encoder that knows these embeddings (see `jpgen.encoders.embeddings`)."""
 
 
 @runtime_checkable

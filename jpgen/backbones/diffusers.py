@@ -6,7 +6,9 @@ Such pipelines give their embeddings in as many forms as there are pipelines; so
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class DiffusersBackbone:
         transformer = getattr(pipeline, "transformer", None)
         patch = max(2, int(transformer.config.get("patch_size") or 2)) if transformer is not None else 1
         self.size_multiple = int(getattr(pipeline, "vae_scale_factor", 8)) * patch
+        self.takes_adapters = hasattr(pipeline, "load_lora_weights") and hasattr(pipeline, "unload_lora_weights")
 
     @torch.inference_mode()
     def sample_texts(
@@ -70,6 +73,45 @@ class DiffusersBackbone:
             self._pipeline.scheduler = make_scheduler(config.scheduler, self._schedule)
             images.append(self._run(self._arguments(text, negative, config), generator, watched, config))
         return images
+
+    @contextmanager
+    def adapted(self, files: Sequence[tuple[Path, float]]) -> Iterator[None]:
+        """For the time of the block the pipeline runs with these LoRAs, each times its weight, loaded by diffusers beside its own weights.
+
+        Raises WeightsError for one that does not fit, or of which anything fits nothing.
+        """
+        if not files:
+            yield
+            return
+        pipeline, names = self._pipeline, [f"adapter_{i}" for i in range(len(files))]
+        try:
+            for name, (path, _) in zip(names, files, strict=True):
+                self._load(path, name)
+            pipeline.set_adapters(names, [weight for _, weight in files])
+            yield
+        finally:
+            pipeline.unload_lora_weights()
+
+    def _load(self, path: Path, name: str) -> None:
+        said: list[str] = []
+        watch = logging.Handler(logging.WARNING)
+        watch.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        logger = logging.getLogger("diffusers")
+        logger.addHandler(watch)
+        try:
+            self._pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
+        except Exception as error:  # diffusers and peft raise ValueError, RuntimeError, KeyError … as they come
+            raise WeightsError(
+                f"{path} を {self.name} に重ねられません / the LoRA {path} does not fit {self.name}: {' '.join(str(error).split())[:300]}; "
+                "choose one made for it"
+            ) from error
+        finally:
+            logger.removeHandler(watch)
+        loaded = any(name in names for names in self._pipeline.get_list_adapters().values())
+        unexpected = [text for text in said if "unexpected keys" in text]
+        if unexpected or not loaded:
+            why = " ".join(unexpected[0].split())[:300] if unexpected else "none of its keys is for a part of this pipeline"
+            raise WeightsError(f"{path} は {self.name} に合いません / the LoRA {path} does not fit {self.name}: {why}; choose one made for it")
 
     def _run(self, arguments: dict[str, Any], generator: torch.Generator, watched: Any, config: SamplingConfig) -> Image.Image:
         def at_end(_pipeline: Any, index: int, _time: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:

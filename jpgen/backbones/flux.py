@@ -14,6 +14,7 @@ from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_
 from jpgen.backbones.schedulers import OWN, make_scheduler
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError
+from jpgen.lora import DENOISER
 from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
 
 
@@ -34,6 +35,8 @@ class FluxBackbone:
         )  # fmt: skip
         self._pipeline.set_progress_bar_config(disable=True)
         self.size_multiple = 2 * self._pipeline.vae_scale_factor
+        self.family = "flux"
+        self.modules = {DENOISER: transformer}
 
     @torch.inference_mode()
     def sample(

@@ -15,6 +15,7 @@ from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_
 from jpgen.backbones.schedulers import make_scheduler
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, WeightsError
+from jpgen.lora import DENOISER
 from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
 
 SCHEDULE: dict[str, Any] = {
@@ -42,6 +43,8 @@ class PixArtBackbone:
         )
         self._pipeline.set_progress_bar_config(disable=True)
         self.size_multiple = self._pipeline.vae_scale_factor * transformer.config.patch_size
+        self.family = "pixart"
+        self.modules = {DENOISER: transformer}
 
     @torch.inference_mode()
     def sample(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,18 +18,15 @@ from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_
 from jpgen.backbones.schedulers import make_scheduler
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError, WeightsError
-from jpgen.layout import recognise
+from jpgen.lora import DENOISER, read_adapter
+from jpgen.lora_modules import AdaptedModules
 from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
-from jpgen.weights import load_weights
 
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
     "timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False, "rescale_betas_zero_snr": False,
 }  # fmt: skip
 """The scheduler settings of Stable Diffusion, for a model that comes without any. An entry's parts of these names replace a model's own."""
-
-TARGET = re.compile(r"unet\.(.+?)(?:\.lora_[AB]|\.lora\.(?:up|down)|\.lora_linear_layer\.(?:up|down)|_lora\.(?:up|down))\.")
-"""Names of a LoRA's tensors, as diffusers converts them: the module they change."""
 
 TIME_IDS = 6
 """Numbers that tell SDXL of sizes: of the original and of the target, and where it was cut."""
@@ -63,6 +59,8 @@ class UnetBackbone:
             self._pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         self._pipeline.set_progress_bar_config(disable=True)
         self.size_multiple = self._pipeline.vae_scale_factor
+        self.family = "sd" if self.spec.pooled_width is None else "sdxl"
+        self.modules = {DENOISER: unet}
 
     @torch.inference_mode()
     def sample(
@@ -147,8 +145,8 @@ def _masked(unet: UNet2DConditionModel, mask: Tensor) -> Iterator[None]:
 def load_unet(entry: Entry, dtype: torch.dtype) -> UnetBackbone:
     """The backbone of an entry: a folder as diffusers lays it out, or one `.safetensors` file in the layout of stable-diffusion-webui.
 
-    Parts: `unet` and `vae` (a folder or file in place of the model's own), `adapter` (a LoRA file for the U-Net, fused into it) with `adapter_scale`,
-    and what of SCHEDULE the model's own settings do not tell. Raises WeightsError, IncompatibleError.
+    Parts: `unet` and `vae` (a folder or file in place of the model's own), `adapter` (a LoRA file, fused into the U-Net) with `adapter_scale`, and
+    what of SCHEDULE the model's own settings do not tell. Raises WeightsError, IncompatibleError.
     """
     unet_at = _part(entry, "unet")
     unet = single_file.load_unet(unet_at, dtype, entry.folder) if unet_at.is_file() else filled(UNet2DConditionModel, unet_at, dtype)
@@ -194,37 +192,12 @@ def _schedule(entry: Entry) -> dict[str, Any]:
 
 
 def _fuse(unet: UNet2DConditionModel, entry: Entry, family: str) -> None:
-    """Add the LoRA file of the part `adapter`, times `adapter_scale`, to the weights; raises WeightsError if it is for another family."""
+    """Add the adapter file of the part `adapter`, times `adapter_scale`, to the weights; raises WeightsError if all of it is not for this U-Net."""
     path = entry.folder / Path(str(entry.parts["adapter"])).expanduser()
     scale = entry.parts.get("adapter_scale", 1.0)
     if not isinstance(scale, int | float):
         raise SettingError(f"{entry.name}: adapter_scale={scale!r} は数にしてください / must be a number: correct it in the catalogue")
-    found = recognise(path)
-    if found.kind != "lora":
-        raise WeightsError(f"{path} は LoRA ではありません / {path} is no LoRA but {found.kind} of {found.variant}")
-    of = "sd" if found.variant in ("sd1", "sd2") else found.variant
-    if of != family:
-        raise WeightsError(
-            f"{path} は {of} 用の LoRA です / the LoRA {path} is for {of}, the model {entry.name} is {family}: choose a LoRA for {family}"
-        )
-    kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
-    try:
-        state, alphas = kind.lora_state_dict(load_weights(path, unet.dtype), unet_config=unet.config)
-        targets = {match[1].replace(".processor", "") for key in state if (match := TARGET.match(key))}
-        absent = sorted(targets - {name for name, _ in unet.named_modules()})
-        if absent or not targets:
-            what = f"its {len(absent)} of {len(targets)} targets {', '.join(absent[:3])} are not there" if absent else "it holds nothing for a U-Net"
-            raise WeightsError(f"{path} は {entry.name} に合いません / the LoRA {path} does not fit {entry.name}: {what}; choose one made for it")
-        kind.load_lora_into_unet({key: tensor for key, tensor in state.items() if key.startswith("unet.")}, alphas, unet)
-        unet.fuse_lora(lora_scale=float(scale))
-        unet.unload_lora()
-    except WeightsError:
-        raise
-    except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
-        why = " ".join(str(error).split())
-        raise WeightsError(
-            f"{path} を {entry.name} に重ねられません / the LoRA {path} does not fit {entry.name}: {why}; choose one made for it"
-        ) from error
+    AdaptedModules(entry.name, family, {DENOISER: unet}).fuse([(read_adapter(path), float(scale))])
 
 
 def toy_vae() -> AutoencoderKL:

@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
+from jpgen.encoders.embeddings import Embedding, Vocabulary
 from jpgen.encoders.single_file import read_clip
 from jpgen.encoders.tokenizers import ClipShapedTokenizer, bpe_tokenizer, read_tokenizer
 from jpgen.errors import SettingError, WeightsError
@@ -40,6 +41,7 @@ class ClipEncoder:
         *,
         clip_skip: int = 0,
         final_norm: bool = True,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         layers = model.config.num_hidden_layers
         if not 0 <= clip_skip < layers:
@@ -48,19 +50,49 @@ class ClipEncoder:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._clip_skip, self._final_norm = clip_skip, final_norm
+        self._vocabulary = vocabulary or Vocabulary(model.config.vocab_size)
+        self.groups = self._vocabulary.groups()
+        self.modules = {"text_encoder": model}
         self._projected = isinstance(model, CLIPTextModelWithProjection)
         self.spec = ConditioningSpec(width=model.config.hidden_size, pooled_width=model.config.projection_dim if self._projected else None)
         length = min(model.config.max_position_embeddings, tokenizer.max_length) - len(tokenizer.begin + tokenizer.end)
         self.window = TokenWindow(length, begin=tokenizer.begin, end=tokenizer.end, pad=tokenizer.pad, fixed=True)
 
     def tokenize(self, text: str) -> list[int]:
-        """The ids of the text, without begin and end; their names in a text are text."""
-        return self._tokenizer.encode(text)
+        """The ids of the text, without begin and end; their names in a text are text, names of embeddings stand for their vectors."""
+        pieces = self._vocabulary.pieces(text)
+        return [token for piece, ids in pieces for token in (self._tokenizer.encode(piece) if ids is None else ids)]
+
+    def pieces(self, text: str) -> list[str]:
+        """The text cut before and after every name of an embedding."""
+        return [piece for piece, _ in self._vocabulary.pieces(text)]
+
+    def with_clip_skip(self, clip_skip: int) -> ClipEncoder:
+        """The same encoder read so many layers from its end, as stable-diffusion-webui counts (1: the last); raises SettingError."""
+        layers = self._model.config.num_hidden_layers
+        if not 1 <= clip_skip <= layers:
+            raise SettingError(
+                f"clip_skip={clip_skip} は 1〜{layers} にしてください / must be 1–{layers} (1: the last layer): {self.name} has {layers} layers"
+            )
+        return self._again(clip_skip - 1, self._vocabulary)
+
+    def with_embeddings(self, embeddings: Sequence[Embedding]) -> ClipEncoder:
+        """The same encoder that knows these embeddings too; raises IncompatibleError for those of another width."""
+        vectors = [embedding.require([""], [self.spec.width], self.name)[0] for embedding in embeddings]
+        return self.with_vectors([embedding.name for embedding in embeddings], vectors)
+
+    def with_vectors(self, names: Sequence[str], vectors: Sequence[Tensor]) -> ClipEncoder:
+        """The same encoder that reads each name as its vectors [n, width]."""
+        return self._again(self._clip_skip, Vocabulary(self._vocabulary.first, tuple(names), tuple(vectors)))
+
+    def _again(self, clip_skip: int, vocabulary: Vocabulary) -> ClipEncoder:
+        return ClipEncoder(self.name, self._model, self._tokenizer, clip_skip=clip_skip, final_norm=self._final_norm, vocabulary=vocabulary)
 
     @torch.inference_mode()
     def encode_ids(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """States fp32 [batch, seq, width] of ids int64 [batch, seq], none of which sees one whose mask is 0; pooled [batch, pooled width] or None."""
-        made = self._model(ids, attention_mask=None if mask.all() else mask, output_hidden_states=True)
+        with self._vocabulary.in_place(_text_model(self._model).embeddings.token_embedding, ids) as own:
+            made = self._model(own, attention_mask=None if mask.all() else mask, output_hidden_states=True)
         if self._final_norm and not self._clip_skip:
             states = made.last_hidden_state
         else:

@@ -25,6 +25,7 @@ class FluxEncoder:
         self.name = f"{tokens.name}+{pooled.name}"
         self._tokens, self._pooled = tokens, pooled
         self.window = tokens.window
+        self.modules = {"text_encoder": pooled.modules["text_encoder"], "text_encoder_2": tokens.modules["text_encoder"]}
         self.spec = ConditioningSpec(width=tokens.spec.width, pooled_width=pooled.spec.width)
 
     def tokenize(self, text: str) -> list[int]:

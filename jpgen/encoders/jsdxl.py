@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from jpgen.emphasis import encode_weighted
 from jpgen.encoders import clip
 from jpgen.encoders.clip import ClipEncoder
+from jpgen.encoders.embeddings import Embedding
 from jpgen.errors import IncompatibleError
 from jpgen.safety import read_json
 from jpgen.types import Conditioning, ConditioningSpec
@@ -31,11 +32,19 @@ class JsdxlEncoder:
         self._inner = inner
         self._null_width = null_width
         self.spec = ConditioningSpec(width=inner.spec.width + null_width, pooled_width=null_width)
-        self.window = inner.window
+        self.window, self.groups, self.modules = inner.window, inner.groups, inner.modules
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of the text, without begin and end."""
         return self._inner.tokenize(text)
+
+    def with_clip_skip(self, clip_skip: int) -> JsdxlEncoder:
+        """The same encoder read so many layers from its end (2, the penultimate, is its own); raises SettingError."""
+        return JsdxlEncoder(self.name, self._inner.with_clip_skip(clip_skip), self._null_width)
+
+    def with_embeddings(self, embeddings: Sequence[Embedding]) -> JsdxlEncoder:
+        """The same encoder that knows these embeddings too; raises IncompatibleError for those of another width."""
+        return JsdxlEncoder(self.name, self._inner.with_embeddings(embeddings), self._null_width)
 
     @torch.inference_mode()
     def encode_ids(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

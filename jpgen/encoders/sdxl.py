@@ -12,6 +12,7 @@ from torch import Tensor
 from jpgen.emphasis import Chunk, TokenWindow, encode_weighted
 from jpgen.encoders import clip
 from jpgen.encoders.clip import ClipEncoder
+from jpgen.encoders.embeddings import PAIR, Embedding
 from jpgen.errors import IncompatibleError
 from jpgen.types import Conditioning, ConditioningSpec
 
@@ -34,6 +35,8 @@ class SdxlEncoder:
             raise IncompatibleError(f"{name}: 2 つ目のエンコーダに射影がありません / the second encoder lacks a text projection: choose SDXL's")
         self.name = name
         self.pair = (first, second)
+        self.modules = {"text_encoder": first.modules["text_encoder"], "text_encoder_2": second.modules["text_encoder"]}
+        self.groups = {a * BASE + b: count for (a, count), b in zip(first.groups.items(), second.groups, strict=True)}
         self.spec = ConditioningSpec(width=first.spec.width + second.spec.width, pooled_width=second.spec.pooled_width)
         one, other = first.window, second.window
         begin, end = _paired(one.begin, other.begin), _paired(one.end, other.end)
@@ -42,7 +45,20 @@ class SdxlEncoder:
 
     def tokenize(self, text: str) -> list[int]:
         """The pairs of ids of the text, without begin and end."""
-        return list(_paired(*(encoder.tokenize(text) for encoder in self.pair)))
+        return [pair for piece in self.pair[0].pieces(text) for pair in _paired(*(encoder.tokenize(piece) for encoder in self.pair))]
+
+    def with_clip_skip(self, clip_skip: int) -> SdxlEncoder:
+        """The same encoders, both read so many layers from the end (2, the penultimate, is SDXL's own); raises SettingError."""
+        first, second = self.pair
+        return SdxlEncoder(self.name, first.with_clip_skip(clip_skip), second.with_clip_skip(clip_skip))
+
+    def with_embeddings(self, embeddings: Sequence[Embedding]) -> SdxlEncoder:
+        """The same encoders that know these embeddings too; raises IncompatibleError for those that have not vectors for both."""
+        widths = [encoder.spec.width for encoder in self.pair]
+        names = [embedding.name for embedding in embeddings]
+        vectors = [embedding.require(PAIR, widths, self.name) for embedding in embeddings]
+        first, second = (encoder.with_vectors(names, [both[place] for both in vectors]) for place, encoder in enumerate(self.pair))
+        return SdxlEncoder(self.name, first, second)
 
     def share(self, place: int, chunk: Chunk) -> Chunk:
         """What the first (0) or second (1) encoder sees of a chunk of pairs."""

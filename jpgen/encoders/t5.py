@@ -40,6 +40,7 @@ class T5Encoder:
             raise SettingError(f"max_tokens={max_tokens} は 2 以上にしてください / must be at least 2: one of text and the end")
         self.name = name
         self._model = model.eval().requires_grad_(False)
+        self.modules = {"text_encoder": model}
         self._ids_of, self._lower = ids_of, lower
         self.spec = ConditioningSpec(width=model.config.d_model)
         self.window = TokenWindow(max_tokens - 1, begin=(), end=(END,), pad=PAD, fixed=fixed)

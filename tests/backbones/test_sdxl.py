@@ -192,9 +192,12 @@ def conditioning_of(backbone: Any) -> Conditioning:
 @pytest.mark.parametrize(
     ("key", "width", "message"),
     [
-        ("unet_down_blocks_2_attentions_0_transformer_blocks_1_attn1_to_q", 64, "does not fit toy: .*size mismatch"),
-        ("unet_down_blocks_2_attentions_0_transformer_blocks_9_attn1_to_q", 128, r"its 1 of 1 targets down_blocks\.2.* are not there"),
-        ("te2_text_model_encoder_layers_0_mlp_fc1", 20, "holds nothing for a U-Net"),
+        (
+            "unet_down_blocks_2_attentions_0_transformer_blocks_1_attn1_to_q", 64,
+            r"does not fit toy: 1 do not suit theirs: .*attn1_to_q \[64, 64\] for a weight \[128, 128\]",
+        ),
+        ("unet_down_blocks_2_attentions_0_transformer_blocks_9_attn1_to_q", 128, r"1 of its 1 modules are not there: down_blocks_2_.*_9_attn1_to_q"),
+        ("te2_text_model_encoder_layers_0_mlp_fc1", 20, r"not there: text_encoder_2\.text_model_encoder_layers_0_mlp_fc1"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_explained_in_a_line(key: str, width: int, message: str, tmp_path: Path) -> None:
