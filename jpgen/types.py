@@ -131,6 +131,58 @@ def _is_integer(value: object) -> bool:
 
 
 @dataclass(frozen=True)
+class InitImage:
+    """A picture to begin from: a PIL picture or a path; `strength` 0 (as it is) … 1 (drawn anew); where `mask` is white is drawn anew, all else stays.
+
+    It is enlarged or reduced with its aspect kept and cut at the middle to the size that is drawn; a mask of another size is stretched over it.
+    """
+
+    image: Image.Image | str | Path
+    strength: float = 0.6
+    mask: Image.Image | str | Path | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet (a folder or `.safetensors` file), the picture it follows, how strongly (`scale` 0…2), and from which part of the steps to which (0…1)."""
+
+    net: str | Path
+    image: Image.Image | str | Path
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class ControlRecord:
+    """What a Generation tells of a Control: the net's name and hash (10 digits), the picture's hash (see `jpgen.pictures.fingerprint`), its settings."""
+
+    net: str
+    net_hash: str
+    picture: str
+    scale: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a Generation was made from besides words, enough to know it again: hashes of pictures ("": none), strengths, how it was enlarged and tiled.
+
+    `vae` is the hash of an autoencoder in the place of the model's own.
+    """
+
+    picture: str = ""
+    mask: str = ""
+    strength: float = 0.0
+    controls: tuple[ControlRecord, ...] = ()
+    upscale: float = 1.0
+    upscale_strength: float = 0.0
+    tile: bool = False
+    vae: str = ""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What a picture says of the model that made it; `commercial`: whether its terms allow commercial use, "yes", "no" or "ask"."""
 
@@ -156,6 +208,7 @@ class Generation:
     encoder: str
     route: str
     seconds: float = field(compare=False)
+    inputs: Inputs = Inputs()
 
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP (by suffix) with the settings inside; returns where it is. The old file or the new one is there, never half.
@@ -233,7 +286,10 @@ class Backbone(Protocol):
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """One picture for each row of the conditioning, its noise drawn from the CPU generator of the same place."""
+        """One picture for each row of the conditioning, its noise drawn from the CPU generator of the same place.
+
+        What more it takes its attribute `takes` tells, of "init" (an InitImage), "mask" (in it), "controls" (a sequence of Control), "tile" (a bool).
+        """
 
 
 @runtime_checkable
@@ -261,7 +317,10 @@ class TextBackbone(Protocol):
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """One picture for each text, its noise drawn from the CPU generator of the same place; attention weights have no effect."""
+        """One picture for each text, its noise drawn from the CPU generator of the same place; attention weights have no effect.
+
+        What more it takes its attribute `takes` tells, as of a Backbone.
+        """
 
 
 @runtime_checkable
