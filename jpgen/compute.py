@@ -17,7 +17,7 @@ ACTIVATIONS = 2 * 2**30
 """Bytes that sampling a picture of 1,024 pixels wants besides the weights."""
 
 DECODER_COPIES = 3
-"""Features of its full size, with twice the channels of its first level, that an AutoencoderKL holds at once: input, output and residual of a block."""
+"""Features of its full size, with twice the channels of its first level, that an AutoencoderKL holds at once: input, output, residual of a block."""
 
 
 def best_device() -> torch.device:
@@ -83,9 +83,9 @@ def offload(largest: int, total: int, free: int, device: torch.device | str) -> 
 
 
 def needs_tiles(pixels: int, channels: int, itemsize: int, free: int) -> bool:
-    """Whether an autoencoder should decode a picture of so many pixels piece by piece, as it would want more than half of the `free` bytes (0: unknown).
+    """Whether an autoencoder should decode so many pixels piece by piece, as it would want more than half of the `free` bytes (0: unknown).
 
-    At its full size it holds DECODER_COPIES features of `channels` (twice that many in the upsampled level) a pixel, of `itemsize` bytes.
+    At its full size it holds DECODER_COPIES features a pixel of twice the `channels` of its first level, of `itemsize` bytes.
 
         >>> needs_tiles(1024 * 1024, 128, 4, free=16 * 2**30), needs_tiles(4096 * 4096, 128, 4, free=16 * 2**30)
         (False, True)

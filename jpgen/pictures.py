@@ -104,8 +104,8 @@ class Sources:
             told += [(f"controls[{i}].image", had.picture if had else "", got.picture if got else "")]
         wanted = [f"{what} {had or '(none)'}, got {got or '(none)'}" for what, had, got in told if had != got]
         raise MetadataError(
-            "もとの絵が要ります。init= と controls= に同じものを渡してください / made from pictures that must be given again, the same ones, as init= and "
-            f"controls=; by hash (jpgen.pictures.fingerprint) it wants {'; '.join(wanted)}"
+            "もとの絵が要ります。init= と controls= に同じものを渡してください / made from pictures that must be given again, the same, as init= "
+            f"and controls=; by hash (jpgen.pictures.fingerprint) it wants {'; '.join(wanted)}"
         )
 
 
@@ -233,7 +233,7 @@ def _checked_control(control: Control, number: int, config: SamplingConfig, wron
         wrong.append(f"{what}.scale={control.scale!r} は 0〜{MAX_SCALE:g} にしてください / must be 0–{MAX_SCALE:g}")
     if not (_between(control.start, 0, 1) and _between(control.end, 0, 1) and control.start < control.end):
         wrong.append(
-            f"{what}: start={control.start!r} end={control.end!r} は 0 ≦ start < end ≦ 1 にしてください / must be parts of the steps, start before end"
+            f"{what}: start={control.start!r} end={control.end!r} は 0 ≦ start < end ≦ 1 にしてください / must be parts of the steps, start first"
         )
     if not Path(control.net).expanduser().exists():
         wrong.append(f"{what}: ControlNet {str(control.net)!r} がありません / no such file or folder: check the path")

@@ -132,7 +132,7 @@ def _is_integer(value: object) -> bool:
 
 @dataclass(frozen=True)
 class InitImage:
-    """A picture to begin from: a PIL picture or a path; `strength` 0 (as it is) … 1 (drawn anew); where `mask` is white is drawn anew, all else stays.
+    """A picture to begin from (PIL or a path), `strength` 0 (as it is) … 1 (drawn anew); with a `mask` only where that is white.
 
     It is enlarged or reduced with its aspect kept and cut at the middle to the size that is drawn; a mask of another size is stretched over it.
     """
@@ -144,7 +144,7 @@ class InitImage:
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet (a folder or `.safetensors` file), the picture it follows, how strongly (`scale` 0…2), and from which part of the steps to which (0…1)."""
+    """A ControlNet (a folder or `.safetensors` file), the picture it follows, how strongly (`scale` 0…2), from which part of the steps to which."""
 
     net: str | Path
     image: Image.Image | str | Path
@@ -155,7 +155,7 @@ class Control:
 
 @dataclass(frozen=True)
 class ControlRecord:
-    """What a Generation tells of a Control: the net's name and hash (10 digits), the picture's hash (see `jpgen.pictures.fingerprint`), its settings."""
+    """What a Generation tells of a Control: the net's name and hash (10 digits), the picture's (`jpgen.pictures.fingerprint`), the settings."""
 
     net: str
     net_hash: str
@@ -167,7 +167,7 @@ class ControlRecord:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a Generation was made from besides words, enough to know it again: hashes of pictures ("": none), strengths, how it was enlarged and tiled.
+    """What a Generation was made from besides words, enough to know it again: hashes of pictures ("": none), strengths, enlargement, tiling.
 
     `vae` is the hash of an autoencoder in the place of the model's own.
     """

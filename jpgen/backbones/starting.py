@@ -26,7 +26,7 @@ Pack = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Start:
-    """Where sampling begins: `init` as it was fitted, its `clean` latents, fresh `noise`, and `mask` (1: drawn anew), all fp32 in the pipeline's form.
+    """Where sampling begins: `init` as it was fitted, its `clean` latents, fresh `noise` and `mask` (1: drawn anew), in the pipeline's form and fp32.
 
     Of the steps the first `skipped` are not run; `steps` are.
     """
@@ -40,14 +40,19 @@ class Start:
 
 
 def make_start(
-    init: InitImage, config: SamplingConfig, vae: Any, generators: Sequence[torch.Generator], *, factor: int, pack: Pack = lambda latents: latents
-) -> Start:
+    init: InitImage, config: SamplingConfig, vae: Any, generators: Sequence[torch.Generator], *, factor: int, pack: Pack = lambda latents: latents,
+    blend: bool = True,
+) -> Start:  # fmt: skip
     """Encode the picture and draw, in this order, what the autoencoder samples and the noise, from each generator.
 
-    `factor`: pixels of a latent. A latent of which any pixel is masked is drawn anew; the pixels outside are put back by `paste`.
+    `factor`: pixels of a latent. A latent of which any pixel is masked is drawn anew; the pixels outside are put back by `paste`. A picture of which
+    nothing is left (strength 1, no mask or no `blend`) is not encoded: what is drawn is then the very picture that the words alone give.
     """
     init = fitted(init, config.width, config.height)
-    clean = encode(vae, to_pixels(init.image), generators)
+    if init.strength < 1 or (blend and init.mask is not None):
+        clean = encode(vae, to_pixels(init.image), generators)
+    else:
+        clean = torch.zeros(len(generators), vae.config.latent_channels, config.height // factor, config.width // factor)
     noise = torch.cat([torch.randn(clean[:1].shape, generator=generator) for generator in generators])
     mask = None if init.mask is None else latent_mask(init.mask, factor).expand_as(clean)
     steps = steps_of(config.steps, init.strength)
@@ -84,7 +89,8 @@ def begin(scheduler: Any, start: Start, set_timesteps: Callable[[Any], object], 
 
     `set_timesteps` sets the scheduler as the pipeline will; `blend`: put the noisy original back outside the mask.
     """
-    own_timesteps, own_step = scheduler.set_timesteps, scheduler.step
+    own_timesteps, own_step, skipped = scheduler.set_timesteps, scheduler.step, start.skipped * getattr(scheduler, "order", 1)
+    counts = hasattr(scheduler, "set_begin_index")
     whole = late = torch.empty(0)
     done = 0
 
@@ -92,11 +98,10 @@ def begin(scheduler: Any, start: Start, set_timesteps: Callable[[Any], object], 
     def begin_late(*args: Any, **kwargs: Any) -> None:
         nonlocal whole, late, done
         own_timesteps(*args, **kwargs)
-        skipped = start.skipped * getattr(scheduler, "order", 1)
         whole, done = scheduler.timesteps, 0
         scheduler.timesteps = late = whole[skipped:]
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(skipped)
+        if counts:
+            scheduler.set_begin_index()
 
     @functools.wraps(own_step)
     def step_and_blend(output: Any, time: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
@@ -113,6 +118,9 @@ def begin(scheduler: Any, start: Start, set_timesteps: Callable[[Any], object], 
         return ((1 - mask) * original + mask * latents, *made[1:])
 
     scheduler.set_timesteps, scheduler.step = begin_late, step_and_blend
+    if counts:  # some pipelines say that they begin with the first
+        own_begin = scheduler.set_begin_index
+        scheduler.set_begin_index = lambda begin_index=0: own_begin(begin_index + skipped)
     set_timesteps(scheduler)
     if start.init.strength == 1:
         return start.noise

@@ -13,7 +13,7 @@ from jpgen.compute import memory_available, needs_tiles
 
 @contextmanager
 def seamless(*modules: nn.Module) -> Iterator[None]:
-    """Lets every convolution of these wrap around the edges, so that the left edge continues the right one and the top the bottom; put back at the end."""
+    """Lets every convolution of these wrap around, so that the left edge continues the right one and the top the bottom; put back at the end."""
     changed = [
         (layer, layer.padding_mode)
         for module in modules
