@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from jpgen.pipeline import Pipeline, generate, generate_many, load_generation
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
-    from jpgen.types import Conditioning, ConditioningSpec, Edit, Generation, ModelInfo, Prompt, SamplingConfig, Step
+    from jpgen.types import Conditioning, ConditioningSpec, Control, Edit, Generation, InitImage, ModelInfo, Prompt, SamplingConfig, Step
 
 _HOMES = {
     "jpgen.catalog": ("load_catalog",),
@@ -40,7 +40,9 @@ _HOMES = {
     ),
     "jpgen.pipeline": ("Pipeline", "generate", "generate_many", "load_generation"),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
-    "jpgen.types": ("Conditioning", "ConditioningSpec", "Edit", "Generation", "ModelInfo", "Prompt", "SamplingConfig", "Step"),
+    "jpgen.types": (
+        "Conditioning", "ConditioningSpec", "Control", "Edit", "Generation", "InitImage", "ModelInfo", "Prompt", "SamplingConfig", "Step",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -48,9 +50,11 @@ __all__ = [
     "Cancelled",
     "Conditioning",
     "ConditioningSpec",
+    "Control",
     "Edit",
     "Generation",
     "IncompatibleError",
+    "InitImage",
     "JpgenError",
     "Lexicon",
     "LicenseError",

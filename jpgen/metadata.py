@@ -27,7 +27,7 @@ from xml.sax.saxutils import escape
 from PIL import Image, PngImagePlugin
 
 from jpgen.errors import MetadataError, OutputError
-from jpgen.types import MAX_SIDE, Generation, ModelInfo, Prompt, SamplingConfig, plain_data, require_seed
+from jpgen.types import MAX_SIDE, NO_INPUTS, Generation, Inputs, ModelInfo, Prompt, SamplingConfig, plain_data, require_seed
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SAMPLERS = {"dpm++2m": "DPM++ 2M", "dpm++2m_sde": "DPM++ 2M SDE", "ddim": "DDIM", "unipc": "UniPC"}  # as A1111 calls them
@@ -64,6 +64,7 @@ class Settings:
     weights_hash: str
     encoder: str
     route: str
+    inputs: Inputs = NO_INPUTS
 
     @property
     def source(self) -> str:
@@ -185,12 +186,31 @@ def parameters_text(generation: Generation) -> str:
         "Size": f"{config.width}x{config.height}",
         "Model hash": model.weights_hash,
         "Model": model.name,
+        **_input_pairs(generation.inputs),
         "RNG": "CPU",
         "Version": f"jpgen {jpgen_version()}",
     }
     negative = f"\n{NEGATIVE} {_printable(generation.prompt.negative)}" if generation.prompt.negative else ""
     last = ", ".join(f"{key}: {_quoted(_printable(str(value)))}" for key, value in pairs.items())
     return f"{_printable(generation.prompt.written or generation.prompt.source)}{negative}\n{last}"
+
+
+def _input_pairs(inputs: Inputs) -> dict[str, str]:
+    """What was used besides words, as A1111 and its ControlNet extension write it."""
+    large = inputs.upscale != 1
+    told = {
+        "Denoising strength": f"{inputs.strength if inputs.picture else inputs.upscale_strength:g}" if inputs.picture or large else "",
+        "Hires upscale": f"{inputs.upscale:g}" if large else "",
+        "Hires upscaler": "Lanczos" if large else "",
+        "Tiling": "True" if inputs.tile else "",
+        "VAE hash": inputs.vae,
+    }
+    for i, one in enumerate(inputs.controls):
+        told[f"ControlNet {i}"] = (
+            f"Module: none, Model: {one.net} [{one.net_hash[:8]}], Weight: {one.scale:g}, Resize Mode: Crop and Resize, "
+            f"Guidance Start: {one.start:g}, Guidance End: {one.end:g}"
+        )
+    return {key: value for key, value in told.items() if value}
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
@@ -242,7 +262,9 @@ def _settings(data: Any) -> Settings:
         _typed(SamplingConfig, data["config"]).validated(1),
         require_seed(data["seed"]),
         *(model.name, model.revision, model.license, model.weights_hash),
-        *(_typed(str, data[key]) for key in ("encoder", "route")),
+        _typed(str, data["encoder"]),
+        _typed(str, data["route"]),
+        _typed(Inputs, data.get("inputs", {})),
     )
 
 

@@ -6,11 +6,12 @@ import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
 from jpgen.errors import IncompatibleError, MetadataError, SettingError
-from jpgen.types import MAX_SIDE, Control, ControlRecord, InitImage, Inputs, SamplingConfig
+from jpgen.types import MAX_SIDE, Control, ControlRecord, InitImage, Inputs, SamplingConfig, Step, StepCallback
 
 Picture = Image.Image | str | Path
 
@@ -22,6 +23,9 @@ MAX_PIXELS = (2 * MAX_SIDE) ** 2
 
 MAX_SCALE = 2.0
 """Of a Control: beyond, pictures only burn."""
+
+UPSCALE_STRENGTH = 0.4
+"""How much of an enlarged picture is drawn anew, unless told: enough for fine lines, too little for another picture."""
 
 HALF = 128
 """From this grey on a mask is white."""
@@ -37,6 +41,15 @@ NAMES = {
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """An InitImage of the size that is drawn: the picture in RGB, the mask (L) black or white."""
+
+    image: Image.Image
+    strength: float
+    mask: Image.Image | None = None
+
+
+@dataclass(frozen=True)
 class Sources:
     """What is drawn from besides words: a picture, ControlNets, seamless tiling, and how much larger the picture is drawn again at the end."""
 
@@ -44,33 +57,56 @@ class Sources:
     controls: tuple[Control, ...] = ()
     tile: bool = False
     upscale: float = 1.0
-    upscale_strength: float = 0.4
+    upscale_strength: float = UPSCALE_STRENGTH
 
-    def checked(self, config: SamplingConfig, multiple: int, takes: frozenset[str], name: str) -> Sources:
-        """Itself, its pictures read and fitted to the size of `config`.
+    def checked(self, config: SamplingConfig, backbone: Any) -> Sources:
+        """Itself, its pictures read.
 
-        Raises IncompatibleError if the backbone `name`, which `takes` these, cannot; SettingError naming all else that is wrong.
+        Raises IncompatibleError if the backbone does not take these (see `takes`), else SettingError naming all that is wrong.
         """
-        wanted = {"init": self.init is not None or self.upscale != 1, "controls": bool(self.controls), "tile": self.tile}
-        wanted["mask"] = self.init is not None and self.init.mask is not None
-        if lacks := [what for what, asked in wanted.items() if asked and what not in takes]:
+        wanted = {*self.arguments(), *(["init"] if self.upscale != 1 else []), *(["mask"] if self.init and self.init.mask is not None else [])}
+        if wanted and (lacks := sorted(wanted - getattr(backbone, "takes", frozenset()))):
             can = "; ".join(f"{NAMES[what]}: {TAKERS[what]}" for what in lacks)
-            raise IncompatibleError(f"{name} では使えません / {name} cannot do it. 使えるもの / what can: {can}")
+            raise IncompatibleError(f"{backbone.name} では使えません / {backbone.name} cannot do it. 使えるもの / what can: {can}")
         wrong: list[str] = []
         if not _between(self.upscale, 1, MAX_SIDE):
             wrong.append(f"upscale={self.upscale!r} は 1 以上の数にしてください / must be a number from 1 on")
         elif self.upscale != 1:
             try:
-                enlarged(config, self.upscale, multiple)
+                enlarged(config, self.upscale, backbone.size_multiple)
             except SettingError as error:
                 wrong.append(f"upscale={self.upscale:g}: {error}")
         if not _between(self.upscale_strength, 0, 1):
             wrong.append(f"upscale_strength={self.upscale_strength!r} は 0〜1 にしてください / must be 0–1")
         init = self.init and _checked_init(self.init, config, wrong)
-        controls = tuple(_checked_control(control, i, config, wrong) for i, control in enumerate(self.controls))
+        controls = tuple(_checked_control(control, i, wrong) for i, control in enumerate(self.controls))
         if wrong:
             raise SettingError("; ".join(wrong))
         return replace(self, init=init, controls=controls)
+
+    def arguments(self) -> dict[str, Any]:
+        """What of these a backbone is given when it samples: what is there at all."""
+        return {
+            **({"init": self.init} if self.init is not None else {}),
+            **({"controls": self.controls} if self.controls else {}),
+            **({"tile": True} if self.tile else {}),
+        }
+
+    def steps(self, config: SamplingConfig) -> int:
+        """How many steps are run, before the picture is enlarged."""
+        return config.steps if self.init is None else steps_of(config.steps, self.init.strength)
+
+    def steps_again(self, config: SamplingConfig) -> int:
+        """How many steps are run once more for each picture, enlarged."""
+        return steps_of(config.steps, self.upscale_strength) if self.upscale != 1 else 0
+
+    def again(self, image: Image.Image, config: SamplingConfig) -> Sources:
+        """The sources of drawing this picture once more at the larger size of `config`; outside a mask the original shows, at that size."""
+        large = fit(image, config.width, config.height)
+        kept = None if self.init is None else fitted(self.init, config.width, config.height)
+        if kept is None or kept.mask is None:
+            return replace(self, init=InitImage(large, self.upscale_strength))
+        return replace(self, init=InitImage(Image.composite(large, kept.image, kept.mask), self.upscale_strength, kept.mask))
 
     def record(self, vae: str = "") -> Inputs:
         """What a Generation keeps of these sources as they were given, before `checked`."""
@@ -79,9 +115,8 @@ class Sources:
             for one in self.controls
         )
         large = self.upscale != 1
-        made = Inputs(
-            controls=controls, upscale=float(self.upscale), upscale_strength=float(self.upscale_strength) if large else 0.0, tile=self.tile, vae=vae
-        )
+        strength = float(self.upscale_strength) if large else 0.0
+        made = Inputs(controls=controls, upscale=float(self.upscale), upscale_strength=strength, tile=bool(self.tile), vae=vae)
         if self.init is None:
             return made
         mask = "" if self.init.mask is None else fingerprint(read_mask(self.init.mask))
@@ -93,7 +128,8 @@ class Sources:
         controls = tuple(
             replace(one, scale=kept.scale, start=kept.start, end=kept.end) for one, kept in zip(self.controls, inputs.controls, strict=False)
         )
-        again = Sources(init, (*controls, *self.controls[len(controls) :]), inputs.tile, inputs.upscale, inputs.upscale_strength or 0.4)
+        strength = inputs.upscale_strength if inputs.upscale != 1 else UPSCALE_STRENGTH
+        again = Sources(init, (*controls, *self.controls[len(controls) :]), inputs.tile, inputs.upscale, strength)
         given = again.record(inputs.vae)
         if given == inputs:
             return again
@@ -107,6 +143,17 @@ class Sources:
             "もとの絵が要ります。init= と controls= に同じものを渡してください / made from pictures that must be given again, the same, as init= "
             f"and controls=; by hash (jpgen.pictures.fingerprint) it wants {'; '.join(wanted)}"
         )
+
+
+NO_SOURCES = Sources()
+"""Words alone."""
+
+
+def counted(on_step: StepCallback | None, before: int, after: int) -> StepCallback | None:
+    """The callback, told of steps that are part of more: so many before these and after."""
+    if on_step is None or not (before or after):
+        return on_step
+    return lambda step: on_step(Step(before + step.index, before + step.total + after, step.preview))
 
 
 def read_picture(picture: Picture, what: str = "picture", *, ground: str = "white") -> Image.Image:
@@ -150,11 +197,11 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
-def fitted(init: InitImage, width: int, height: int) -> InitImage:
+def fitted(init: InitImage, width: int, height: int) -> Fitted:
     """The picture in RGB and its mask in black and white, both of this size; raises SettingError (unreadable, or nothing of the mask is white)."""
     image = read_picture(init.image, "init")
     if init.mask is None:
-        return replace(init, image=fit(image, width, height))
+        return Fitted(fit(image, width, height), init.strength)
     mask = read_mask(init.mask)
     if mask.size != image.size:
         mask = mask.resize(image.size, Image.Resampling.NEAREST)
@@ -162,13 +209,18 @@ def fitted(init: InitImage, width: int, height: int) -> InitImage:
         mask = ImageOps.fit(mask, (width, height), Image.Resampling.NEAREST)
     if mask.getbbox() is None:
         raise SettingError("mask: 白い所がありません。描き直す所を白にしてください / nothing of it is white: paint white what is to be drawn anew")
-    return replace(init, image=fit(image, width, height), mask=mask)
+    return Fitted(fit(image, width, height), init.strength, mask)
 
 
 def enlarged(config: SamplingConfig, factor: float, multiple: int) -> SamplingConfig:
     """The settings with both sides times `factor`, rounded to the multiple; raises SettingError if that is too large."""
     width, height = (max(multiple, round(side * factor / multiple) * multiple) for side in (config.width, config.height))
     return replace(config, width=width, height=height).validated(multiple)
+
+
+def steps_of(steps: int, strength: float) -> int:
+    """How many of the steps are run: steps times strength, cut off as diffusers does, but at least one unless the strength is 0."""
+    return min(steps, max(int(steps * strength + 1e-6), int(strength > 0)))
 
 
 def fingerprint(picture: Picture) -> str:
@@ -210,21 +262,26 @@ def _checked_init(init: InitImage, config: SamplingConfig, wrong: list[str]) -> 
         return init
     if not _between(init.strength, 0, 1):
         wrong.append(f"strength={init.strength!r} は 0〜1 にしてください / must be 0–1 (0: as it is, 1: drawn anew)")
-    for read in (lambda: read_picture(init.image, "init"), lambda: init.mask is None or read_mask(init.mask)):
-        try:
-            read()
-        except SettingError as error:
-            wrong.append(str(error))
-    if wrong:
-        return init
+    image = mask = None
     try:
-        return fitted(init, config.width, config.height)
+        image = read_picture(init.image, "init")
     except SettingError as error:
         wrong.append(str(error))
+    try:
+        mask = None if init.mask is None else read_mask(init.mask)
+    except SettingError as error:
+        wrong.append(str(error))
+    if wrong or image is None:
         return init
+    read = replace(init, image=image, mask=mask)
+    try:
+        fitted(read, config.width, config.height)
+    except SettingError as error:
+        wrong.append(str(error))
+    return read
 
 
-def _checked_control(control: Control, number: int, config: SamplingConfig, wrong: list[str]) -> Control:
+def _checked_control(control: Control, number: int, wrong: list[str]) -> Control:
     what = f"controls[{number}]"
     if not isinstance(control, Control):
         wrong.append(f"{what} は Control にしてください / must be a Control, got {type(control).__name__}")
@@ -238,7 +295,7 @@ def _checked_control(control: Control, number: int, config: SamplingConfig, wron
     if not Path(control.net).expanduser().exists():
         wrong.append(f"{what}: ControlNet {str(control.net)!r} がありません / no such file or folder: check the path")
     try:
-        return replace(control, image=fit(read_picture(control.image, f"{what}.image"), config.width, config.height))
+        return replace(control, image=read_picture(control.image, f"{what}.image"))
     except SettingError as error:
         wrong.append(str(error))
         return control

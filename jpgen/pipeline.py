@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from jpgen.backbones import load_backbone
 from jpgen.catalog import Entry
@@ -19,10 +21,26 @@ from jpgen.emphasis import TokenEncoder, encode_weighted
 from jpgen.encoders import load_encoder
 from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
 from jpgen.metadata import read_settings
-from jpgen.models import open_model
+from jpgen.models import open_model, with_vae
+from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlarged, file_hash
 from jpgen.prompt.chain import normalize as normalized
 from jpgen.prompt.syntax import parse_attention
-from jpgen.types import Backbone, Conditioning, Generation, ModelInfo, Prompt, SamplingConfig, StepCallback, TextBackbone, TextEncoder, require_seed
+from jpgen.types import (
+    NO_INPUTS,
+    Backbone,
+    Conditioning,
+    Control,
+    Generation,
+    InitImage,
+    Inputs,
+    ModelInfo,
+    Prompt,
+    SamplingConfig,
+    StepCallback,
+    TextBackbone,
+    TextEncoder,
+    require_seed,
+)
 
 log = logging.getLogger("jpgen")
 
@@ -44,13 +62,18 @@ class Pipeline:
         1
     """
 
-    def __init__(self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1) -> None:
-        """Open a model of the catalogue, a local folder or a local `.safetensors` file.
+    vae_hash = ""
+    """The hash of an autoencoder in the place of the model's own."""
+
+    def __init__(self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, vae: str | Path | None = None) -> None:
+        """Open a model of the catalogue, a local folder or a local `.safetensors` file; `vae` (a folder or file) takes its autoencoder's place.
 
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
         """
         entry = open_model(model)
         info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry), entry.commercial)
+        if vae is not None:
+            entry, self.vae_hash = with_vae(entry, vae), file_hash(Path(vae))
         backbone = load_backbone(entry)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
         self._set(encoder, backbone, info, entry.route, batch_size)
@@ -86,14 +109,26 @@ class Pipeline:
         config: SamplingConfig | None = None,
         normalize: bool = True,
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
+        controls: Sequence[Control] = (),
+        tile: bool = False,
+        upscale: float = 1.0,
+        upscale_strength: float = UPSCALE_STRENGTH,
     ) -> Generation:
         """One picture of the prompt.
 
         The prompt is read by `jpgen.normalize` unless `normalize` is False or it is a Prompt already. No seed means a random one, which the
         Generation tells; no config the model's own default (see `config`). Raises PromptError, SettingError, UnknownNameError (scheduler),
-        Cancelled (`on_step` returned False).
+        IncompatibleError (the model cannot do it), Cancelled (`on_step` returned False).
+
+        `init` is a picture to begin from, `controls` are pictures to follow, `tile` makes a texture without a seam; `upscale` draws the picture once
+        more so many times larger, beginning from its enlargement (Lanczos), of which `upscale_strength` is drawn anew.
         """
-        return next(self.stream([prompt], negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step))
+        drawn = self.stream(
+            [prompt], negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step,
+            init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
+        )  # fmt: skip
+        return next(drawn)
 
     def generate_many(
         self,
@@ -105,13 +140,22 @@ class Pipeline:
         config: SamplingConfig | None = None,
         normalize: bool = True,
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
+        controls: Sequence[Control] = (),
+        tile: bool = False,
+        upscale: float = 1.0,
+        upscale_strength: float = UPSCALE_STRENGTH,
     ) -> list[Generation]:
         """`count` pictures of each prompt, in order: all of the first prompt, then of the second …
 
         The n-th picture of every prompt has seed `seed` + n, and is the same picture that `generate` makes with that seed alone. Raises as
         `generate` does, before anything is sampled.
         """
-        return list(self.stream(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step))
+        drawn = self.stream(
+            prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step,
+            init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
+        )  # fmt: skip
+        return list(drawn)
 
     def stream(
         self,
@@ -123,6 +167,11 @@ class Pipeline:
         config: SamplingConfig | None = None,
         normalize: bool = True,
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
+        controls: Sequence[Control] = (),
+        tile: bool = False,
+        upscale: float = 1.0,
+        upscale_strength: float = UPSCALE_STRENGTH,
     ) -> Iterator[Generation]:
         """Like `generate_many`, handing each picture over as soon as its batch is done."""
         checked = (config or self.backbone.default).validated(self.backbone.size_multiple)
@@ -130,13 +179,17 @@ class Pipeline:
             raise SettingError(f"count={count!r} は 1〜{MAX_COUNT} にしてください / must be 1–{MAX_COUNT}")
         first = _seed(seed)
         require_seed(first + count - 1)
+        given = Sources(init, tuple(controls), tile, upscale, upscale_strength)
+        sources = given.checked(checked, self.backbone)
         jobs = [(_prompt(prompt, negative, normalize, first + n), first + n) for prompt in prompts for n in range(count)]
-        return self._batches(jobs, checked, on_step)
+        return self._batches(jobs, checked, on_step, sources, given.record(self.vae_hash))
 
-    def _batches(self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None) -> Iterator[Generation]:
+    def _batches(
+        self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None, sources: Sources, inputs: Inputs
+    ) -> Iterator[Generation]:
         for start in range(0, len(jobs), self.batch_size):
             chosen = jobs[start : start + self.batch_size]
-            yield from self._batch([prompt for prompt, _ in chosen], config, [seed for _, seed in chosen], on_step)
+            yield from self._batch([prompt for prompt, _ in chosen], config, [seed for _, seed in chosen], on_step, sources, inputs)
 
     def config(
         self,
@@ -155,23 +208,47 @@ class Pipeline:
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(self.backbone.default, **chosen).validated(self.backbone.size_multiple)  # type: ignore[arg-type]
 
-    def _batch(self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None) -> list[Generation]:
+    def _batch(
+        self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None,
+        sources: Sources = NO_SOURCES, inputs: Inputs = NO_INPUTS,
+    ) -> list[Generation]:  # fmt: skip
         began = time.perf_counter()
         with self._lock:
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            if isinstance(self.backbone, TextBackbone):
-                self._warn_of_weights(prompts)
-                texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
-                images = self.backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step)
-            else:
-                conditioning, negative = self._encode(prompts, config.emphasis)
-                images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
+            images = self._sampled(prompts, config, seeds, counted(on_step, 0, sources.steps_again(config) * len(prompts)), sources)
+            if sources.upscale != 1:
+                images = self._enlarged(images, prompts, config, seeds, on_step, sources)
         seconds = (time.perf_counter() - began) / len(prompts)
+        encoder = self.encoder.name if self.encoder else self.backbone.name
         return [
-            Generation(image, prompt, config, seed, self.info, self.encoder.name if self.encoder else self.backbone.name, self.route, seconds)
+            Generation(image, prompt, config, seed, self.info, encoder, self.route, seconds, inputs)
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
 
+    def _sampled(
+        self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None, sources: Sources
+    ) -> list[Image.Image]:
+        generators, more = [torch.Generator().manual_seed(seed) for seed in seeds], sources.arguments()
+        backbone: Any = self.backbone  # which takes what `checked` found that it takes
+        if isinstance(self.backbone, TextBackbone):
+            self._warn_of_weights(prompts)
+            texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
+            images: list[Image.Image] = backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step, **more)
+        else:
+            conditioning, negative = self._encode(prompts, config.emphasis)
+            images = backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step, **more)
+        return images
+
+    def _enlarged(
+        self, images: Sequence[Image.Image], prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int],
+        on_step: StepCallback | None, sources: Sources,
+    ) -> list[Image.Image]:  # fmt: skip
+        """Each picture drawn once more, larger, one after the other (each begins from its own), with the noise of its seed."""
+        large, steps = enlarged(config, sources.upscale, self.backbone.size_multiple), sources.steps_again(config)
+        made = []
+        for row, (image, prompt, seed) in enumerate(zip(images, prompts, seeds, strict=True)):
+            watched = counted(on_step, sources.steps(config) + row * steps, (len(images) - row - 1) * steps)
+            made += self._sampled([prompt], large, [seed], watched, sources.again(image, large))
+        return made
 
     def _encode(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
         """Prompts and negative prompts; of an encoder whose passes have one length, both are filled to as many passes as the longest needs."""
@@ -203,9 +280,9 @@ class Pipeline:
 
 
 @lru_cache(maxsize=1)
-def open_pipeline(model: str | Path = DEFAULT_MODEL) -> Pipeline:
-    """The pipeline of this model (a name, a folder, a file), kept open for the next call."""
-    return Pipeline(model)
+def open_pipeline(model: str | Path = DEFAULT_MODEL, vae: str | Path | None = None) -> Pipeline:
+    """The pipeline of this model (a name, a folder, a file), with this autoencoder in the place of its own, kept open for the next call."""
+    return Pipeline(model, vae=vae)
 
 
 def generate(
@@ -222,6 +299,12 @@ def generate(
     emphasis: str | None = None,
     normalize: bool = True,
     on_step: StepCallback | None = None,
+    init: InitImage | None = None,
+    controls: Sequence[Control] = (),
+    tile: bool = False,
+    upscale: float = 1.0,
+    upscale_strength: float = UPSCALE_STRENGTH,
+    vae: str | Path | None = None,
 ) -> Generation:
     """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
 
@@ -229,9 +312,12 @@ def generate(
     >>> generate("夕焼けの海に浮かぶ赤い船", seed=1).image.size
     (256, 256)
     """
-    pipeline = open_pipeline(model)
+    pipeline = _opened(model, vae)
     config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis)
-    return pipeline.generate(prompt, negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step)
+    return pipeline.generate(
+        prompt, negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step,
+        init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
+    )  # fmt: skip
 
 
 def generate_many(
@@ -249,6 +335,12 @@ def generate_many(
     emphasis: str | None = None,
     normalize: bool = True,
     on_step: StepCallback | None = None,
+    init: InitImage | None = None,
+    controls: Sequence[Control] = (),
+    tile: bool = False,
+    upscale: float = 1.0,
+    upscale_strength: float = UPSCALE_STRENGTH,
+    vae: str | Path | None = None,
 ) -> list[Generation]:
     """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many`.
 
@@ -256,25 +348,42 @@ def generate_many(
     >>> [g.seed for g in generate_many(["猫", "犬"], seed=5, count=2, steps=1)]
     [5, 6, 5, 6]
     """
-    pipeline = open_pipeline(model)
+    pipeline = _opened(model, vae)
     config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis)
-    return pipeline.generate_many(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step)
+    return pipeline.generate_many(
+        prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step,
+        init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
+    )  # fmt: skip
 
 
-def load_generation(path: str | Path, *, model: str | None = None) -> Generation:
+def load_generation(
+    path: str | Path, *, model: str | None = None, init: InitImage | None = None, controls: Sequence[Control] = (), vae: str | Path | None = None
+) -> Generation:
     """Make the picture of a file again from the settings inside it, by the same model (or `model`): the very same picture.
 
-    Raises MetadataError if the file holds no settings of jpgen, or if the model's weights are no longer those that made it.
+    What it was made from besides words must be given again, the same pictures and nets (their strengths are in the file). Raises MetadataError if the
+    file holds no settings of jpgen, if the model's weights are no longer those that made it, or for other pictures, naming the wanted ones by hash.
     """
     settings = read_settings(Path(path))
-    pipeline = open_pipeline(model or settings.model)
+    given = Sources(init, tuple(controls)).repeating(settings.inputs)
+    pipeline = _opened(model or settings.model, vae)
     if model is None and pipeline.info.weights_hash != settings.weights_hash:
         raise MetadataError(
             f"{path} を作った {settings.model}@{settings.revision} の重みは今のもの（@{pipeline.info.revision}）と違います。"
             f"model= で指定すると今の重みで作ります / made by other weights; pass model={settings.model!r} to use the present ones"
         )
+    if pipeline.vae_hash != settings.inputs.vae:
+        raise MetadataError(
+            f"{path} を作った VAE（{settings.inputs.vae or 'モデルのもの'}）を vae= で渡してください / made with the autoencoder "
+            f"{settings.inputs.vae or 'of the model'}, got {pipeline.vae_hash or 'that of the model'}: pass the same one as vae="
+        )
     config = settings.config.validated(pipeline.backbone.size_multiple)
-    return pipeline._batch([settings.prompt], config, [require_seed(settings.seed)], None)[0]
+    sources = given.checked(config, pipeline.backbone)
+    return pipeline._batch([settings.prompt], config, [require_seed(settings.seed)], None, sources, settings.inputs)[0]
+
+
+def _opened(model: str | Path, vae: str | Path | None) -> Pipeline:
+    return open_pipeline(model) if vae is None else open_pipeline(model, vae)
 
 
 def weights_hash(entry: Entry) -> str:

@@ -182,6 +182,10 @@ class Inputs:
     vae: str = ""
 
 
+NO_INPUTS = Inputs()
+"""Words alone."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What a picture says of the model that made it; `commercial`: whether its terms allow commercial use, "yes", "no" or "ask"."""
@@ -208,7 +212,7 @@ class Generation:
     encoder: str
     route: str
     seconds: float = field(compare=False)
-    inputs: Inputs = Inputs()
+    inputs: Inputs = NO_INPUTS
 
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP (by suffix) with the settings inside; returns where it is. The old file or the new one is there, never half.

@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    DiffusionPipeline,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 
 from jpgen.backbones.schedulers import OWN, make_scheduler
+from jpgen.backbones.starting import paste
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError, WeightsError
+from jpgen.pictures import Fitted, fitted, steps_of
 from jpgen.safety import check_safetensors, read_json, refuse_pickles
-from jpgen.types import SamplingConfig, Step, StepCallback
+from jpgen.types import InitImage, SamplingConfig, Step, StepCallback
 
 LIBRARIES = ("diffusers", "transformers")
 """Where the classes of a pipeline's parts may come from, besides the pipelines of diffusers themselves."""
@@ -37,11 +48,29 @@ class DiffusersBackbone:
         self._pipeline = pipeline
         self._max_tokens = max_tokens
         self._schedule = {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
-        self._takes = frozenset(inspect.signature(pipeline.__call__).parameters)
         pipeline.set_progress_bar_config(disable=True)
         transformer = getattr(pipeline, "transformer", None)
         patch = max(2, int(transformer.config.get("patch_size") or 2)) if transformer is not None else 1
         self.size_multiple = int(getattr(pipeline, "vae_scale_factor", 8)) * patch
+
+    @cached_property
+    def takes(self) -> frozenset[str]:
+        """What more it can draw from: "init", "mask", where diffusers has such a pipeline of the same parts."""
+        return frozenset(self._beginning)
+
+    @cached_property
+    def _beginning(self) -> dict[str, Any]:
+        """The pipelines of the same parts that begin from a picture: looked for at their first use, as diffusers imports every pipeline for it."""
+        found = {}
+        for what, kind, wanted in (("init", AutoPipelineForImage2Image, {"image"}), ("mask", AutoPipelineForInpainting, {"image", "mask_image"})):
+            try:
+                pipeline = kind.from_pipe(self._pipeline)
+            except (ValueError, AttributeError):  # there is none, or it wants parts that are not here
+                continue
+            pipeline.set_progress_bar_config(disable=True)
+            if wanted | {"prompt", "strength"} <= inspect.signature(pipeline.__call__).parameters.keys():
+                found[what] = pipeline
+        return found
 
     @torch.inference_mode()
     def sample_texts(
@@ -52,36 +81,46 @@ class DiffusersBackbone:
         *,
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
     ) -> list[Image.Image]:
         """One picture a text, one after the other; steps are counted through all of them.
 
+        With `init` sampling begins from that picture, in the pipeline that diffusers has for it; strength 0 is that picture.
         `preview()` is empty where latents are not what the autoencoder takes as they are (Qwen-Image, FLUX.2 …). Raises SettingError for a sampler
         that the pipeline cannot use.
         """
-        images = []
+        images: list[Image.Image] = []
+        kept, run = (None, config.steps) if init is None else (fitted(init, config.width, config.height), steps_of(config.steps, init.strength))
+        if kept is not None and not run:
+            return [kept.image.copy() for _ in texts]
+        pipeline = self._pipeline if kept is None else self._beginning["init" if kept.mask is None else "mask"]
         for row, (text, negative, generator) in enumerate(zip(texts, negatives, generators, strict=True)):
-            before, total = row * config.steps, len(texts) * config.steps
+            before, total = row * run, len(texts) * run
 
             def watched(index: int, before: int = before, total: int = total) -> None:
                 step = Step(before + index + 1, total, self._preview)
                 if on_step and on_step(step) is False:
                     raise Cancelled(f"{step.index}/{total} ステップで中止しました / cancelled at step {step.index} of {total}")
 
-            self._pipeline.scheduler = make_scheduler(config.scheduler, self._schedule)
-            images.append(self._run(self._arguments(text, negative, config), generator, watched, config))
-        return images
+            self._pipeline.scheduler = pipeline.scheduler = make_scheduler(config.scheduler, self._schedule)
+            takes = frozenset(inspect.signature(pipeline.__call__).parameters)
+            arguments = self._arguments(text, negative, config, takes) | (_of_picture(kept, config) if kept else {})
+            images.append(self._run(pipeline, arguments, takes, generator, watched, config))
+        return paste(images, kept)
 
-    def _run(self, arguments: dict[str, Any], generator: torch.Generator, watched: Any, config: SamplingConfig) -> Image.Image:
+    def _run(
+        self, pipeline: Any, arguments: dict[str, Any], takes: frozenset[str], generator: torch.Generator, watched: Any, config: SamplingConfig
+    ) -> Image.Image:
         def at_end(_pipeline: Any, index: int, _time: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
             watched(index)
             return {}
 
-        if "callback_on_step_end" in self._takes:
+        if "callback_on_step_end" in takes:
             arguments["callback_on_step_end"] = at_end
-        elif "callback" in self._takes:
+        elif "callback" in takes:
             arguments["callback"] = lambda index, _time, _latents: watched(index)
         try:
-            image: Image.Image = self._pipeline(**arguments, generator=generator, output_type="pil").images[0]
+            image: Image.Image = pipeline(**arguments, generator=generator, output_type="pil").images[0]
         except ValueError as error:
             if "set_timesteps" not in str(error):
                 raise
@@ -90,7 +129,7 @@ class DiffusersBackbone:
             ) from error
         return image
 
-    def _arguments(self, text: str, negative: str, config: SamplingConfig) -> dict[str, Any]:
+    def _arguments(self, text: str, negative: str, config: SamplingConfig, takes: frozenset[str]) -> dict[str, Any]:
         """What of the settings this pipeline takes, under its names."""
         guided = config.guidance_scale > 1
         wanted: dict[str, Any] = {
@@ -98,8 +137,8 @@ class DiffusersBackbone:
             "use_resolution_binning": False,  # the size that was asked for
             "clean_caption": False,  # the text that was asked for
         }  # fmt: skip
-        distilled = "true_cfg_scale" in self._takes and getattr(self._pipeline.transformer.config, "guidance_embeds", False)
-        if "true_cfg_scale" in self._takes and not distilled:  # guidance_scale is then a distilled model's, and not this one's
+        distilled = "true_cfg_scale" in takes and getattr(self._pipeline.transformer.config, "guidance_embeds", False)
+        if "true_cfg_scale" in takes and not distilled:  # guidance_scale is then a distilled model's, and not this one's
             wanted |= {"true_cfg_scale": config.guidance_scale if guided else 1.0}
             negative = negative or " "  # without any it would not guide
         else:
@@ -108,7 +147,7 @@ class DiffusersBackbone:
             wanted |= {"negative_prompt": negative}
         if self._max_tokens:
             wanted |= {"max_sequence_length": self._max_tokens}
-        return {key: value for key, value in wanted.items() if key in self._takes}
+        return {key: value for key, value in wanted.items() if key in takes}
 
     def _preview(self) -> list[Image.Image]:
         """The guess as the autoencoder shows it; none where this family does not know how."""
@@ -120,6 +159,12 @@ class DiffusersBackbone:
         pictures = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
         images: list[Image.Image] = pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
         return images
+
+
+def _of_picture(kept: Fitted, config: SamplingConfig) -> dict[str, Any]:
+    """What a pipeline is told of the picture it begins from; never so little that it would run no step."""
+    least = (1 + 1e-6) / config.steps
+    return {"image": kept.image, "strength": min(1.0, max(kept.strength, least)), **({"mask_image": kept.mask} if kept.mask else {})}
 
 
 def load(entry: Entry, dtype: torch.dtype) -> DiffusersBackbone:

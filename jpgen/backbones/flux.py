@@ -19,6 +19,7 @@ from jpgen.backbones.starting import begin, make_start, paste
 from jpgen.backbones.tiling import tiles_if_large
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError
+from jpgen.pictures import Fitted
 from jpgen.types import Conditioning, ConditioningSpec, Control, InitImage, SamplingConfig, Step, StepCallback
 
 
@@ -79,17 +80,18 @@ class FluxBackbone:
         def pack(latents: Tensor) -> Tensor:
             return pipeline._pack_latents(latents, len(latents), channels, rows, columns)
 
+        kept: Fitted | None = None
         if init is None:
             noise = pack(torch.cat([torch.randn(1, channels, rows, columns, generator=generator) for generator in generators]))
         else:
             start = make_start(init, config, pipeline.vae, generators, factor=factor, pack=pack)
-            init, total = start.init, start.steps
+            kept, total = start.init, start.steps
             if not total:
-                return paste(self._decode(start.clean, config), init)
+                return paste(self._decode(start.clean, config), kept)
             noise = begin(scheduler, start, lambda scheduler: _set_timesteps(scheduler, config.steps, rows * columns // 4))
 
         def after_step(_pipeline: Any, index: int, _time: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
-            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1], config), init))) is False:
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1], config), kept))) is False:
                 raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
             return {}
 
@@ -102,7 +104,7 @@ class FluxBackbone:
             num_inference_steps=config.steps, height=config.height, width=config.width, output_type="latent", callback_on_step_end=after_step,
             **(controlnet.arguments(controls, config, "control_image") if nets else {}),
         ).images  # fmt: skip
-        return paste(self._decode(latents, config), init)
+        return paste(self._decode(latents, config), kept)
 
     def _controlled(self, nets: list[Any], config: SamplingConfig) -> Any:
         """The pipeline of the same parts that asks these ControlNets too."""

@@ -17,6 +17,7 @@ from jpgen.backbones.starting import begin, make_start, paste
 from jpgen.backbones.tiling import tiles_if_large
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, WeightsError
+from jpgen.pictures import Fitted
 from jpgen.types import Conditioning, ConditioningSpec, InitImage, SamplingConfig, Step, StepCallback
 
 SCHEDULE: dict[str, Any] = {
@@ -67,18 +68,19 @@ class PixArtBackbone:
         pipeline.scheduler = scheduler
         dtype, factor = pipeline.transformer.dtype, pipeline.vae_scale_factor
         shape = (1, pipeline.transformer.config.in_channels, config.height // factor, config.width // factor)
+        kept: Fitted | None = None
         if init is None:
             noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         else:
             start = make_start(init, config, pipeline.vae, generators, factor=factor)
-            init, total = start.init, start.steps
+            kept, total = start.init, start.steps
             if not total:
-                return paste(self._decode(start.clean), init)
+                return paste(self._decode(start.clean), kept)
             noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps))
         tokens, mask, negative_tokens, negative_mask = _same_length(conditioning, negative)
 
         def after_step(index: int, _time: Tensor, _latents: Tensor) -> None:
-            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1]), init))) is False:
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1]), kept))) is False:
                 raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
 
         latents = pipeline(
@@ -88,7 +90,7 @@ class PixArtBackbone:
             generator=list(generators), latents=noise.to(dtype), num_inference_steps=config.steps, guidance_scale=config.guidance_scale,
             height=config.height, width=config.width, use_resolution_binning=False, output_type="latent", callback=after_step,
         ).images
-        return paste(self._decode(latents), init)
+        return paste(self._decode(latents), kept)
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         vae = self._pipeline.vae

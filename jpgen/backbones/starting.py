@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jpgen.pictures import fitted
+from jpgen.pictures import Fitted, fitted, steps_of
 from jpgen.types import InitImage, SamplingConfig
 
 Pack = Callable[[Tensor], Tensor]
@@ -26,12 +26,12 @@ Pack = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Start:
-    """Where sampling begins: `init` as it was fitted, its `clean` latents, fresh `noise` and `mask` (1: drawn anew), in the pipeline's form and fp32.
+    """Where sampling begins: the fitted `init`, its `clean` latents, fresh `noise` and `mask` (1: drawn anew), in the pipeline's form and fp32.
 
     Of the steps the first `skipped` are not run; `steps` are.
     """
 
-    init: InitImage
+    init: Fitted
     clean: Tensor
     noise: Tensor
     mask: Tensor | None
@@ -48,20 +48,15 @@ def make_start(
     `factor`: pixels of a latent. A latent of which any pixel is masked is drawn anew; the pixels outside are put back by `paste`. A picture of which
     nothing is left (strength 1, no mask or no `blend`) is not encoded: what is drawn is then the very picture that the words alone give.
     """
-    init = fitted(init, config.width, config.height)
-    if init.strength < 1 or (blend and init.mask is not None):
-        clean = encode(vae, to_pixels(init.image), generators)
+    fit = fitted(init, config.width, config.height)
+    if fit.strength < 1 or (blend and fit.mask is not None):
+        clean = encode(vae, to_pixels(fit.image), generators)
     else:
         clean = torch.zeros(len(generators), vae.config.latent_channels, config.height // factor, config.width // factor)
     noise = torch.cat([torch.randn(clean[:1].shape, generator=generator) for generator in generators])
-    mask = None if init.mask is None else latent_mask(init.mask, factor).expand_as(clean)
-    steps = steps_of(config.steps, init.strength)
-    return Start(init, pack(clean), pack(noise), None if mask is None else pack(mask), config.steps - steps, steps)
-
-
-def steps_of(steps: int, strength: float) -> int:
-    """How many of the steps are run: steps times strength, cut off as diffusers does, but at least one unless the strength is 0."""
-    return min(steps, max(int(steps * strength + 1e-6), int(strength > 0)))
+    mask = None if fit.mask is None else latent_mask(fit.mask, factor).expand_as(clean)
+    steps = steps_of(config.steps, fit.strength)
+    return Start(fit, pack(clean), pack(noise), None if mask is None else pack(mask), config.steps - steps, steps)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -134,7 +129,7 @@ def noisy(scheduler: Any, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     return scheduler.add_noise(clean, noise, time)
 
 
-def paste(images: list[Image.Image], init: InitImage | None) -> list[Image.Image]:
+def paste(images: list[Image.Image], init: Fitted | None) -> list[Image.Image]:
     """The pictures with every pixel outside the mask exactly as in the original."""
     if init is None or init.mask is None:
         return images

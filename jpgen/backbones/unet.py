@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from torch.nn.functional import pad
 from jpgen.backbones import controlnet, single_file
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
 from jpgen.backbones.schedulers import make_scheduler
-from jpgen.backbones.starting import Start, begin, encode, latent_mask, make_start, paste, to_pixels
+from jpgen.backbones.starting import begin, encode, latent_mask, make_start, paste, to_pixels
 from jpgen.backbones.tiling import seamless, tiles_if_large
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError, WeightsError
 from jpgen.layout import recognise
+from jpgen.pictures import Fitted
 from jpgen.types import Conditioning, ConditioningSpec, Control, InitImage, SamplingConfig, Step, StepCallback
 from jpgen.weights import load_weights
 
@@ -107,21 +107,20 @@ class UnetBackbone:
         factor, total = pipeline.vae_scale_factor, config.steps
         shape = (1, pipeline.unet.config.out_channels, config.height // factor, config.width // factor)
         beside = None
+        kept: Fitted | None = None
         if init is None:
             self._require_text_to_image()
             noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         else:
-            if self.inpaints and init.mask is None:
-                init = replace(init, mask=Image.new("L", (config.width, config.height), "white"))
             start = make_start(init, config, pipeline.vae, generators, factor=factor, blend=not self.inpaints)
-            init, total = start.init, start.steps
+            kept, total = start.init, start.steps
             if not total:
-                return paste(self._decode(start.clean), init)
-            beside = self._beside(start, generators) if self.inpaints else None
+                return paste(self._decode(start.clean), kept)
+            beside = self._beside(kept, generators) if self.inpaints else None
             noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps), blend=not self.inpaints)
 
         def after_step(_pipeline: object, index: int, _time: Tensor, _latents: dict[str, Tensor]) -> dict[str, Tensor]:
-            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1]), init))) is False:
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1]), kept))) is False:
                 raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
             return {}
 
@@ -132,7 +131,7 @@ class UnetBackbone:
                 guidance_scale=float(config.guidance_scale), height=config.height, width=config.width, output_type="latent",
                 callback_on_step_end=after_step, **(controlnet.arguments(controls, config, "image") if nets else {}),
             ).images  # fmt: skip
-        return paste(self._decode(latents), init)
+        return paste(self._decode(latents), kept)
 
     def _require_text_to_image(self) -> None:
         if self.inpaints:
@@ -152,11 +151,11 @@ class UnetBackbone:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def _beside(self, start: Start, generators: Sequence[torch.Generator]) -> Tensor:
+    def _beside(self, kept: Fitted, generators: Sequence[torch.Generator]) -> Tensor:
         """What a U-Net trained to inpaint sees beside the latents: the mask and the latents of the picture where it stays, grey elsewhere."""
-        hole = latent_mask(start.init.mask, 1)
-        around = encode(self._pipeline.vae, to_pixels(start.init.image) * (1 - hole), generators)
-        return torch.cat([latent_mask(start.init.mask, self._pipeline.vae_scale_factor).expand(len(around), -1, -1, -1), around], dim=1)
+        mask = kept.mask or Image.new("L", kept.image.size, "white")
+        around = encode(self._pipeline.vae, to_pixels(kept.image) * (1 - latent_mask(mask, 1)), generators)
+        return torch.cat([latent_mask(mask, self._pipeline.vae_scale_factor).expand(len(around), -1, -1, -1), around], dim=1)
 
     def _embeddings(self, conditioning: Conditioning, negative: Conditioning | None) -> tuple[dict[str, Tensor], Tensor]:
         """What the pipeline is given, filled with masked zeros to one length, and the masks in the order in which it runs them."""
@@ -247,6 +246,11 @@ def load_unet(entry: Entry, dtype: torch.dtype) -> UnetBackbone:
     vae_at = _part(entry, "vae")
     if vae_at.is_file():
         vae = single_file.load_vae(vae_at, dtype, family).to(memory_format=torch.channels_last)
+        if vae.config.latent_channels != channels:
+            raise IncompatibleError(
+                f"{entry.name}: VAE {vae_at} とつながりません / the autoencoder {vae_at} has {vae.config.latent_channels} latent channels, the U-Net "
+                f"{channels}: give one of {family}"
+            )
     else:
         vae = load_autoencoder(entry, channels, dtype)
     index = entry.folder / "model_index.json"

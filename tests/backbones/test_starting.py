@@ -26,10 +26,11 @@ from PIL import Image
 
 from jpgen.backbones import flux, load_backbone, pixart, sd, sdxl
 from jpgen.backbones.schedulers import OWN, make_scheduler
-from jpgen.backbones.starting import encode, latent_mask, noisy, steps_of, to_pixels
+from jpgen.backbones.starting import encode, latent_mask, noisy, to_pixels
 from jpgen.backbones.unet import SCHEDULE, UnetBackbone, toy_vae
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError
+from jpgen.pictures import steps_of
 from jpgen.types import Conditioning, InitImage, SamplingConfig, Step
 from tests.toys import stable_diffusion as toys
 from tests.toys.pictures import mask, picture
