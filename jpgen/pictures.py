@@ -64,7 +64,7 @@ class Sources:
 
         Raises IncompatibleError if the backbone does not take these (see `takes`), else SettingError naming all that is wrong.
         """
-        wanted = {*self.arguments(), *(["init"] if self.upscale != 1 else []), *(["mask"] if self.init and self.init.mask is not None else [])}
+        wanted = {*self.arguments(), *(["init"] if self.upscale != 1 else []), *(["mask"] if getattr(self.init, "mask", None) is not None else [])}
         if wanted and (lacks := sorted(wanted - getattr(backbone, "takes", frozenset()))):
             can = "; ".join(f"{NAMES[what]}: {TAKERS[what]}" for what in lacks)
             raise IncompatibleError(f"{backbone.name} では使えません / {backbone.name} cannot do it. 使えるもの / what can: {can}")

@@ -13,15 +13,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoPipelineForImage2Image,
-    AutoPipelineForInpainting,
-    DiffusionPipeline,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from jpgen.backbones.schedulers import OWN, make_scheduler
@@ -60,16 +52,19 @@ class DiffusersBackbone:
 
     @cached_property
     def _beginning(self) -> dict[str, Any]:
-        """The pipelines of the same parts that begin from a picture: looked for at their first use, as diffusers imports every pipeline for it."""
+        """The pipelines of the same parts that begin from a picture, by diffusers' own naming: XPipeline, XImg2ImgPipeline, XInpaintPipeline.
+
+        (AutoPipeline knows them too, but imports every pipeline there is, and `from_pipe` casts what must stay in fp32.)
+        """
         found = {}
-        for what, kind, wanted in (("init", AutoPipelineForImage2Image, {"image"}), ("mask", AutoPipelineForInpainting, {"image", "mask_image"})):
-            try:
-                pipeline = kind.from_pipe(self._pipeline)
-            except (ValueError, AttributeError):  # there is none, or it wants parts that are not here
+        parts = {**self._pipeline.config, **self._pipeline.components}
+        for what, form, needs in (("init", "Img2Img", {"image"}), ("mask", "Inpaint", {"image", "mask_image"})):
+            kind = getattr(diffusers, type(self._pipeline).__name__.replace("Pipeline", f"{form}Pipeline"), None)
+            if kind is None or not needs | {"prompt", "strength"} <= inspect.signature(kind.__call__).parameters.keys():
                 continue
-            pipeline.set_progress_bar_config(disable=True)
-            if wanted | {"prompt", "strength"} <= inspect.signature(pipeline.__call__).parameters.keys():
-                found[what] = pipeline
+            wanted = inspect.signature(kind.__init__).parameters
+            found[what] = kind(**{name: part for name, part in parts.items() if name in wanted})
+            found[what].set_progress_bar_config(disable=True)
         return found
 
     @torch.inference_mode()
