@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Sources:
         return replace(self, init=InitImage(Image.composite(large, kept.image, kept.mask), self.upscale_strength, kept.mask))
 
     def record(self, vae: str = "") -> Inputs:
-        """What a Generation keeps of these sources as they were given, before `checked`."""
+        """What a Generation keeps of these sources, read already or not."""
         controls = tuple(
             ControlRecord(Path(one.net).stem, file_hash(Path(one.net)), fingerprint(one.image), float(one.scale), float(one.start), float(one.end))
             for one in self.controls
@@ -231,9 +232,16 @@ def fingerprint(picture: Picture) -> str:
 
 def file_hash(path: Path) -> str:
     """The first 10 hex digits of the SHA-256 of a weight file, as A1111 gives it; of a folder that of its files in a row. "" if there is none."""
-    path, digest = path.expanduser(), hashlib.sha256()
+    path = path.expanduser()
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    for file in files:
+    return _hash_of(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=64)
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files, which are read again when their size or time changes: a net has gigabytes, and is named with every picture."""
+    digest = hashlib.sha256()
+    for file, *_ in files:
         with file.open("rb") as data:
             while block := data.read(1 << 20):
                 digest.update(block)

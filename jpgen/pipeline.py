@@ -179,10 +179,9 @@ class Pipeline:
             raise SettingError(f"count={count!r} は 1〜{MAX_COUNT} にしてください / must be 1–{MAX_COUNT}")
         first = _seed(seed)
         require_seed(first + count - 1)
-        given = Sources(init, tuple(controls), tile, upscale, upscale_strength)
-        sources = given.checked(checked, self.backbone)
+        sources = Sources(init, tuple(controls), tile, upscale, upscale_strength).checked(checked, self.backbone)
         jobs = [(_prompt(prompt, negative, normalize, first + n), first + n) for prompt in prompts for n in range(count)]
-        return self._batches(jobs, checked, on_step, sources, given.record(self.vae_hash))
+        return self._batches(jobs, checked, on_step, sources, sources.record(self.vae_hash))
 
     def _batches(
         self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None, sources: Sources, inputs: Inputs

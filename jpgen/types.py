@@ -135,6 +135,9 @@ class InitImage:
     """A picture to begin from (PIL or a path), `strength` 0 (as it is) … 1 (drawn anew); with a `mask` only where that is white.
 
     It is enlarged or reduced with its aspect kept and cut at the middle to the size that is drawn; a mask of another size is stretched over it.
+
+        >>> from jpgen import InitImage, generate
+        >>> generate("青い船", init=InitImage("ship.png", 0.5)).save("blue.png")  # doctest: +SKIP
     """
 
     image: Image.Image | str | Path

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
+from jpgen import pipeline
 from jpgen.backbones import diffusers, flux, pixart, sd
 from jpgen.backbones.unet import toy_vae
 from jpgen.cli import main
@@ -152,7 +153,9 @@ def test_a_tile_that_is_shifted_decodes_to_the_shifted_tile() -> None:
     assert (vae.decode(latents).sample.roll((24, 16), (2, 3)) - vae.decode(latents.roll((3, 2), (2, 3))).sample).abs().max() > 0.01
 
 
-def test_large_pictures_are_decoded_in_pieces_where_memory_is_short(unet: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_are_decoded_in_pieces_where_memory_is_short(
+    unet: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from jpgen.backbones import tiling
 
     vae, used = unet.backbone._pipeline.vae, []
@@ -162,8 +165,20 @@ def test_large_pictures_are_decoded_in_pieces_where_memory_is_short(unet: Pipeli
     whole = pixels(unet.generate("猫", seed=1, config=config))
     assert not used
     monkeypatch.setattr(tiling, "memory_available", lambda _device: 1_000_000)
-    pieces = pixels(unet.generate("猫", seed=1, config=config))
-    assert used and not vae.use_tiling and not vae.use_slicing
+    monkeypatch.setattr(tiling, "TILE", 64)
+    before = (vae.tile_sample_min_size, vae.tile_latent_min_size)
+    with caplog.at_level("WARNING", "jpgen"):
+        pieces = pixels(unet.generate("猫", seed=1, config=config))
+    assert "decoded in pieces" in caplog.text
+    assert used and not vae.use_tiling and not vae.use_slicing and (vae.tile_sample_min_size, vae.tile_latent_min_size) == before
+    used.clear()
+    unet.generate("猫", seed=1, config=config, tile=True)  # pieces would have seams
+    assert not used
+    monkeypatch.setattr(tiling, "memory_available", lambda _device: 8_000_000)  # for one picture, not for two
+    rows = vae.decode
+    monkeypatch.setattr(vae, "decode", lambda latents: used.append((vae.use_slicing, vae.use_tiling)) or rows(latents))
+    Pipeline.from_parts(unet.encoder, unet.backbone, INFO, batch_size=2).generate_many(["猫"], seed=1, count=2, config=config)
+    assert used == [(True, False)]
     assert whole.shape == pieces.shape and 0 < abs(whole - pieces).mean() < 40
 
 
@@ -216,25 +231,25 @@ def test_what_a1111_reads(toy: Pipeline, tmp_path: Path) -> None:
 
 def test_pipelines_that_read_texts_begin_from_pictures_too() -> None:
     backbone = diffusers.toy()
-    pipeline = Pipeline.from_parts(None, backbone, INFO)
+    road = Pipeline.from_parts(None, backbone, INFO)
     assert backbone.takes == {"init", "mask"}
     seen: list[tuple[int, int]] = []
-    config = pipeline.config(steps=4)
+    config = road.config(steps=4)
 
     def on_step(step: Step) -> None:
         seen.append((step.index, step.total))
 
-    made = pipeline.generate("a cat", seed=1, config=config, init=InitImage(picture(), 0.5), on_step=on_step)
+    made = road.generate("a cat", seed=1, config=config, init=InitImage(picture(), 0.5), on_step=on_step)
     assert seen == [(1, 2), (2, 2)]
-    assert (pixels(made) != pixels(pipeline.generate("a cat", seed=1, config=config))).any()
+    assert (pixels(made) != pixels(road.generate("a cat", seed=1, config=config))).any()
     inside = np.asarray(mask()) > 0
-    filled = pixels(pipeline.generate("a cat", seed=1, config=config, init=InitImage(picture(), 1.0, mask())))
+    filled = pixels(road.generate("a cat", seed=1, config=config, init=InitImage(picture(), 1.0, mask())))
     assert (filled[~inside] == np.asarray(picture(), int)[~inside]).all() and (filled[inside] != np.asarray(picture(), int)[inside]).any()
-    many = pipeline.generate_many(["a cat", "a dog"], seed=1, config=config, init=InitImage(picture(), 0.01), upscale=1.5)
+    many = road.generate_many(["a cat", "a dog"], seed=1, config=config, init=InitImage(picture(), 0.01), upscale=1.5)
     assert {one.image.size for one in many} == {(96, 96)}
-    assert (pixels(pipeline.generate("a cat", init=InitImage(picture(), 0.0))) == np.asarray(picture(), int)).all()
+    assert (pixels(road.generate("a cat", init=InitImage(picture(), 0.0))) == np.asarray(picture(), int)).all()
     with pytest.raises(IncompatibleError, match="ControlNet"):
-        pipeline.generate("a cat", controls=[Control("net", picture())])
+        road.generate("a cat", controls=[Control("net", picture())])
 
 
 def test_by_plain_diffusers_from_texts() -> None:
@@ -249,8 +264,8 @@ def test_by_plain_diffusers_from_texts() -> None:
     with torch.inference_mode():
         generator = torch.Generator().manual_seed(1)
         wanted = plain("a cat", picture(), strength=0.5, num_inference_steps=4, guidance_scale=2.0, generator=generator).images[0]
-    pipeline = Pipeline.from_parts(None, backbone, INFO)
-    made = pipeline.generate("a cat", seed=1, config=pipeline.config(steps=4), init=InitImage(picture(), 0.5))
+    road = Pipeline.from_parts(None, backbone, INFO)
+    made = road.generate("a cat", seed=1, config=road.config(steps=4), init=InitImage(picture(), 0.5))
     np.testing.assert_allclose(pixels(made), np.asarray(wanted, int), atol=1)
 
 
@@ -334,7 +349,8 @@ def test_mame_inpaints_and_leaves_the_rest(mame: Pipeline) -> None:
 
 @pytest.fixture
 def run(toy: Pipeline, unet: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    monkeypatch.setattr("jpgen.pipeline.open_pipeline", lambda name="mame": unet if name == "unet" else toy)
+    real = pipeline.open_pipeline
+    monkeypatch.setattr(pipeline, "open_pipeline", lambda name="mame", vae=None: real(name, vae) if vae else unet if name == "unet" else toy)
     monkeypatch.chdir(tmp_path)
     picture().save("photo.png")
     mask().save("mask.png")
@@ -365,6 +381,7 @@ def test_the_command_takes_pictures(run: Callable[..., Result], net: Path) -> No
         (["--control", "net"], "NET=IMAGE"),
         (["--control", "net=photo.png"], "ControlNet: sd, sdxl, flux"),
         (["--tile"], "sd, sdxl"),
+        (["--vae", "none"], "no file or folder none"),
         (["--upscale", "0.1"], "upscale=0.1"),
     ],
 )

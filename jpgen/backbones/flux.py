@@ -119,7 +119,7 @@ class FluxBackbone:
     def _decode(self, latents: Tensor, config: SamplingConfig) -> list[Image.Image]:
         pipeline, vae = self._pipeline, self._pipeline.vae
         unpacked = pipeline._unpack_latents(latents, config.height, config.width, pipeline.vae_scale_factor)
-        with tiles_if_large(vae, unpacked):
+        with tiles_if_large(vae, len(unpacked), *unpacked.shape[-2:]):
             pictures = vae.decode((unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)).to(vae.dtype)).sample
         images: list[Image.Image] = pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
         return images

@@ -94,7 +94,7 @@ class PixArtBackbone:
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         vae = self._pipeline.vae
-        with tiles_if_large(vae, latents):
+        with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
             pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         images: list[Image.Image] = self._pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
         return images

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jpgen.backbones.tiling import tiles_if_large
 from jpgen.pictures import Fitted, fitted, steps_of
 from jpgen.types import InitImage, SamplingConfig
 
@@ -71,7 +72,9 @@ def latent_mask(mask: Image.Image, factor: int) -> Tensor:
 
 def encode(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Latents of pictures [1, 3, height, width], fp32 and scaled for sampling, one row sampled by each generator."""
-    distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    with tiles_if_large(vae, 1, pixels.shape[-2] // factor, pixels.shape[-1] // factor):
+        distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     latents = torch.cat([distribution.sample(generator) for generator in generators]).float()
     mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and std is not None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from jpgen.compute import memory_available, needs_tiles
+
+log = logging.getLogger("jpgen")
+
+TILE = 512
+"""Pixels of a side of a piece: what every autoencoder was trained on at least."""
 
 
 @contextmanager
@@ -30,19 +36,34 @@ def seamless(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def tiles_if_large(vae: Any, latents: Tensor) -> Iterator[None]:
-    """Lets an autoencoder decode piece by piece and row by row where it can (AutoencoderKL) and the memory that is free would not hold the whole.
+def tiles_if_large(vae: Any, rows: int, height: int, width: int) -> Iterator[None]:
+    """Lets an AutoencoderKL work row by row where the free memory would not hold `rows` pictures, and piece by piece where it would not hold one.
 
-    The pieces overlap by a quarter and are blended; the picture is then not quite the same. What was switched on before stays on.
+    Sides in latents. The pieces overlap by a quarter and are blended: the picture is then not quite the same, which is logged. What is seamless stays
+    whole.
     """
-    before = (getattr(vae, "use_tiling", None), getattr(vae, "use_slicing", None))
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    pixels = latents.shape[-1] * latents.shape[-2] * factor**2
-    if None in before or not needs_tiles(pixels, vae.config.block_out_channels[0], vae.dtype.itemsize, memory_available(vae.device)):
+    pixels, free = height * width * factor**2, memory_available(vae.device)
+    whole = any(isinstance(layer, nn.Conv2d) and layer.padding_mode == "circular" for layer in vae.modules())
+
+    def too_much(pixels: int) -> bool:
+        return needs_tiles(pixels, vae.config.block_out_channels[0], vae.dtype.itemsize, free)
+
+    if whole or not hasattr(vae, "use_tiling") or not too_much(rows * pixels):
         yield
         return
-    vae.use_tiling = vae.use_slicing = True
+    settings: dict[str, int] = {"use_slicing": True}
+    if too_much(pixels):
+        settings |= {"use_tiling": True, "tile_sample_min_size": TILE, "tile_latent_min_size": TILE // factor}
+        log.warning(
+            "メモリが足りないので、絵を分けて復号します / short of memory (%.1f GiB free): the picture is decoded in pieces, and differs a little",
+            free / 2**30,
+        )
+    before = {name: getattr(vae, name) for name in settings}
+    for name, value in settings.items():
+        setattr(vae, name, value)
     try:
         yield
     finally:
-        vae.use_tiling, vae.use_slicing = before
+        for name, value in before.items():
+            setattr(vae, name, value)

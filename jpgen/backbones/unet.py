@@ -184,7 +184,7 @@ class UnetBackbone:
             latents = latents * latents.new_tensor(std).view(1, -1, 1, 1) / vae.config.scaling_factor + latents.new_tensor(mean).view(1, -1, 1, 1)
         else:
             latents = latents / vae.config.scaling_factor
-        with tiles_if_large(vae, latents):
+        with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
             pictures = vae.decode(latents).sample
         images: list[Image.Image] = self._pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
         return images
