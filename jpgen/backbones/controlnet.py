@@ -101,8 +101,8 @@ def masked(nets: Sequence[ControlNetModel], mask: Tensor) -> Iterator[None]:
         return
 
     def add(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        dtype = next(block.parameters()).dtype
-        return args, {**kwargs, "encoder_attention_mask": ((1 - mask.to(dtype)) * -10000.0).unsqueeze(1)}
+        kept = mask.to(next(block.parameters()))
+        return args, {**kwargs, "encoder_attention_mask": ((1 - kept) * -10000.0).unsqueeze(1)}
 
     blocks = [block for net in nets for block in (*net.down_blocks, net.mid_block) if getattr(block, "has_cross_attention", False)]
     handles = [block.register_forward_pre_hook(add, with_kwargs=True) for block in blocks]

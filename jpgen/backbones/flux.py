@@ -87,7 +87,7 @@ class FluxBackbone:
             start = make_start(init, config, pipeline.vae, generators, factor=factor, pack=pack)
             kept, total = start.init, start.steps
             if not total:
-                return paste(self._decode(start.clean, config), kept)
+                return paste(self._decode(start.clean.to(pipeline.vae.device), config), kept)
             noise = begin(scheduler, start, lambda scheduler: _set_timesteps(scheduler, config.steps, rows * columns // 4))
 
         def after_step(_pipeline: Any, index: int, _time: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:

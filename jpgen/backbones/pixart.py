@@ -75,7 +75,7 @@ class PixArtBackbone:
             start = make_start(init, config, pipeline.vae, generators, factor=factor)
             kept, total = start.init, start.steps
             if not total:
-                return paste(self._decode(start.clean), kept)
+                return paste(self._decode(start.clean.to(pipeline.vae.device)), kept)
             noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps))
         tokens, mask, negative_tokens, negative_mask = _same_length(conditioning, negative)
 

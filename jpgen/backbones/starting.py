@@ -71,11 +71,11 @@ def latent_mask(mask: Image.Image, factor: int) -> Tensor:
 
 
 def encode(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Latents of pictures [1, 3, height, width], fp32 and scaled for sampling, one row sampled by each generator."""
+    """Latents of a picture [1, 3, height, width], fp32 on the CPU and scaled for sampling, one row sampled by each generator."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     with tiles_if_large(vae, 1, pixels.shape[-2] // factor, pixels.shape[-1] // factor):
         distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    latents = torch.cat([distribution.sample(generator) for generator in generators]).float()
+    latents = torch.cat([distribution.sample(generator) for generator in generators]).float().cpu()
     mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and std is not None:
         return (latents - latents.new_tensor(mean).view(1, -1, 1, 1)) * vae.config.scaling_factor / latents.new_tensor(std).view(1, -1, 1, 1)

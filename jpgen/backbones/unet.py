@@ -115,7 +115,7 @@ class UnetBackbone:
             start = make_start(init, config, pipeline.vae, generators, factor=factor, blend=not self.inpaints)
             kept, total = start.init, start.steps
             if not total:
-                return paste(self._decode(start.clean), kept)
+                return paste(self._decode(start.clean.to(pipeline.vae.device)), kept)
             beside = self._beside(kept, generators) if self.inpaints else None
             noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps), blend=not self.inpaints)
 
