@@ -30,7 +30,19 @@ if TYPE_CHECKING:
     )
     from jpgen.pipeline import Pipeline, generate, generate_many, load_generation
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
-    from jpgen.types import AdapterInfo, Conditioning, ConditioningSpec, Edit, Generation, ModelInfo, Prompt, SamplingConfig, Step
+    from jpgen.types import (
+        AdapterInfo,
+        Conditioning,
+        ConditioningSpec,
+        Control,
+        Edit,
+        Generation,
+        InitImage,
+        ModelInfo,
+        Prompt,
+        SamplingConfig,
+        Step,
+    )
 
 _HOMES = {
     "jpgen.catalog": ("load_catalog",),
@@ -40,7 +52,10 @@ _HOMES = {
     ),
     "jpgen.pipeline": ("Pipeline", "generate", "generate_many", "load_generation"),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
-    "jpgen.types": ("AdapterInfo", "Conditioning", "ConditioningSpec", "Edit", "Generation", "ModelInfo", "Prompt", "SamplingConfig", "Step"),
+    "jpgen.types": (
+        "AdapterInfo", "Conditioning", "ConditioningSpec", "Control", "Edit", "Generation", "InitImage", "ModelInfo", "Prompt", "SamplingConfig",
+        "Step",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -49,9 +64,11 @@ __all__ = [
     "Cancelled",
     "Conditioning",
     "ConditioningSpec",
+    "Control",
     "Edit",
     "Generation",
     "IncompatibleError",
+    "InitImage",
     "JpgenError",
     "Lexicon",
     "LicenseError",

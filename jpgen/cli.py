@@ -15,6 +15,7 @@ import click
 from jpgen.errors import JpgenError, PromptError
 
 if TYPE_CHECKING:
+    from jpgen.pictures import Sources
     from jpgen.pipeline import Pipeline
     from jpgen.types import Generation, SamplingConfig, Step
 
@@ -61,12 +62,20 @@ def main() -> None:
 @click.option("--clip-skip", type=int, help="エンコーダの最後から何番目の層を読むか（1: 最後） / which layer of CLIP, from its end")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
 @click.option("--accept-license", is_flag=True, help="モデルの利用条件を読み、承諾したことを記録する / record that you accept the model's terms")
+@click.option("--init", type=click.Path(path_type=Path), help="元にする絵 / a picture to begin from")
+@click.option("--strength", type=float, help="元の絵をどれだけ描き直すか 0〜1（既定 0.6） / how much of it is drawn anew (0.6)")
+@click.option("--mask", type=click.Path(path_type=Path), help="白い所だけ描き直す / only where this picture is white")
+@click.option("--control", multiple=True, metavar="NET=IMAGE[:SCALE]", help="ControlNet と従う絵（何度でも） / a net and the picture it follows")
+@click.option("--upscale", type=float, default=1.0, help="描いてから何倍かに描き直す。例: 2 / then draw it again so many times larger")
+@click.option("--tile", is_flag=True, help="つなぎ目のない絵にする / a texture without a seam")
+@click.option("--vae", type=click.Path(path_type=Path), help="VAE を替える（フォルダかファイル） / an autoencoder in the place of the model's own")
 @click.option("--json", "as_json", is_flag=True, help="結果を JSON で一行ずつ出す / one JSON object a line")
 @explained
 def generate_command(
     prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
     scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, accept_license: bool,
-    as_json: bool, loras: tuple[str, ...], clip_skip: int | None,
+    as_json: bool, loras: tuple[str, ...], clip_skip: int | None, init: Path | None, strength: float | None, mask: Path | None,
+    control: tuple[str, ...], upscale: float, tile: bool, vae: Path | None,
 ) -> None:
     """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
     width, height = _size(size)
@@ -84,12 +93,13 @@ def generate_command(
         from jpgen.catalog import find_model
 
         models.accept_license(find_model(model))
-    pipeline = open_pipeline(model)
+    pipeline = open_pipeline(model) if vae is None else open_pipeline(model, vae)
+    sources = _sources(init, strength, mask, control, upscale, tile)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
     )
     weighted = parse_loras(loras)
-    for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize, weighted)):
+    for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize, weighted, sources)):
         target = _numbered(output, index, total) if output else Path(file_name(made))
         _tell(made, made.save(target), as_json)
 
@@ -257,6 +267,30 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
         raise SettingError(f"--size {size!r} は 256 か 256x320 のように書いてください / write the size as 256 or 256x320") from error
 
 
+def _sources(
+    init: Path | None, strength: float | None, mask: Path | None, controls: tuple[str, ...], upscale: float, tile: bool
+) -> Sources:
+    """What the options give to draw from; raises SettingError for options that want another."""
+    from jpgen.errors import SettingError
+    from jpgen.pictures import Sources
+    from jpgen.types import Control, InitImage
+
+    if init is None and (mask is not None or strength is not None):
+        raise SettingError("--mask と --strength には --init（元の絵）が要ります / --mask and --strength want --init, a picture to begin from")
+    parsed = []
+    for control in controls:
+        net, equals, rest = control.partition("=")
+        image, colon, scale = rest.rpartition(":")
+        if not (net and equals and rest):
+            raise SettingError(f"--control {control!r} は NET=IMAGE か NET=IMAGE:0.8 のように書いてください / write it as NET=IMAGE or NET=IMAGE:0.8")
+        try:
+            parsed.append(Control(net, image, float(scale)) if colon else Control(net, rest))
+        except ValueError:  # a colon of the path
+            parsed.append(Control(net, rest))
+    begin = None if init is None else InitImage(init, mask=mask) if strength is None else InitImage(init, strength, mask)
+    return Sources(begin, tuple(parsed), tile, upscale)
+
+
 def _prompts(argument: str) -> list[str]:
     if argument != "-":
         return [argument]
@@ -269,7 +303,7 @@ def _prompts(argument: str) -> list[str]:
 
 def _drawn(
     pipeline: Pipeline, prompts: list[str], config: SamplingConfig, negative: str, seed: int | None, count: int, normalize: bool,
-    loras: dict[str, float],
+    loras: dict[str, float], sources: Sources,
 ) -> Iterable[Generation]:
     """The pictures, with a progress bar on a terminal."""
     from rich.console import Console
@@ -280,11 +314,12 @@ def _drawn(
         done = 0
 
         def on_step(step: Step) -> None:
-            progress.update(task, completed=done * config.steps + step.index)
+            progress.update(task, completed=(done + step.index / step.total) * config.steps)
 
         pictures = pipeline.stream(
-            prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step
-        )
+            prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step,
+            init=sources.init, controls=sources.controls, tile=sources.tile, upscale=sources.upscale,
+        )  # fmt: skip
         for made in pictures:
             done += 1
             progress.update(task, completed=done * config.steps)

@@ -16,6 +16,9 @@ BF16_CAPABILITY = (8, 0)
 ACTIVATIONS = 2 * 2**30
 """Bytes that sampling a picture of 1,024 pixels wants besides the weights."""
 
+DECODER_COPIES = 3
+"""Features of its full size, with twice the channels of its first level, that an AutoencoderKL holds at once: input, output, residual of a block."""
+
 
 def best_device() -> torch.device:
     """CUDA (or ROCm) where it is, else Apple's MPS, else the CPU."""
@@ -77,6 +80,17 @@ def offload(largest: int, total: int, free: int, device: torch.device | str) -> 
     if torch.device(device).type != "cuda" or total + ACTIVATIONS <= free:
         return "none"
     return "model" if largest + ACTIVATIONS <= free else "sequential"
+
+
+def needs_tiles(pixels: int, channels: int, itemsize: int, free: int) -> bool:
+    """Whether an autoencoder should decode so many pixels piece by piece, as it would want more than half of the `free` bytes (0: unknown).
+
+    At its full size it holds DECODER_COPIES features a pixel of twice the `channels` of its first level, of `itemsize` bytes.
+
+        >>> needs_tiles(1024 * 1024, 128, 4, free=16 * 2**30), needs_tiles(4096 * 4096, 128, 4, free=16 * 2**30)
+        (False, True)
+    """
+    return 0 < free < 2 * DECODER_COPIES * 2 * channels * itemsize * pixels
 
 
 def _system_memory() -> int | None:

@@ -27,7 +27,7 @@ from xml.sax.saxutils import escape
 from PIL import Image, PngImagePlugin
 
 from jpgen.errors import MetadataError, OutputError
-from jpgen.types import MAX_SIDE, AdapterInfo, Generation, ModelInfo, Prompt, SamplingConfig, plain_data, require_seed
+from jpgen.types import MAX_SIDE, NO_INPUTS, AdapterInfo, Generation, Inputs, ModelInfo, Prompt, SamplingConfig, plain_data, require_seed
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SAMPLERS = {"dpm++2m": "DPM++ 2M", "dpm++2m_sde": "DPM++ 2M SDE", "ddim": "DDIM", "unipc": "UniPC"}  # as A1111 calls them
@@ -65,6 +65,7 @@ class Settings:
     encoder: str
     route: str
     adapters: tuple[AdapterInfo, ...] = ()
+    inputs: Inputs = NO_INPUTS
 
     @property
     def source(self) -> str:
@@ -188,6 +189,7 @@ def parameters_text(generation: Generation) -> str:
         "Model": model.name,
         **({"Clip skip": config.clip_skip} if config.clip_skip else {}),
         **_hashes(generation.adapters),
+        **_input_pairs(generation.inputs),
         "RNG": "CPU",
         "Version": f"jpgen {jpgen_version()}",
     }
@@ -200,6 +202,24 @@ def _hashes(adapters: tuple[AdapterInfo, ...]) -> dict[str, str]:
     """The hashes of adapters as A1111 writes them: `Lora hashes: "name: hash, …"`, `TI hashes: …`."""
     kinds = {"Lora hashes": "lora", "TI hashes": "embedding"}
     told = {key: ", ".join(f"{one.name}: {one.hash}" for one in adapters if one.kind == kind) for key, kind in kinds.items()}
+    return {key: f'"{value}"' for key, value in told.items() if value}
+
+
+def _input_pairs(inputs: Inputs) -> dict[str, str]:
+    """What was used besides words, as A1111 and its ControlNet extension write it."""
+    large = inputs.upscale != 1
+    told = {
+        "Denoising strength": f"{inputs.strength if inputs.picture else inputs.upscale_strength:g}" if inputs.picture or large else "",
+        "Hires upscale": f"{inputs.upscale:g}" if large else "",
+        "Hires upscaler": "Lanczos" if large else "",
+        "Tiling": "True" if inputs.tile else "",
+        "VAE hash": inputs.vae,
+    }
+    for i, one in enumerate(inputs.controls):
+        told[f"ControlNet {i}"] = (
+            f"Module: none, Model: {one.net} [{one.net_hash[:8]}], Weight: {one.scale:g}, Resize Mode: Crop and Resize, "
+            f"Guidance Start: {one.start:g}, Guidance End: {one.end:g}"
+        )
     return {key: value for key, value in told.items() if value}
 
 
@@ -255,6 +275,7 @@ def _settings(data: Any) -> Settings:
         encoder=_typed(str, data["encoder"]),
         route=_typed(str, data["route"]),
         adapters=_typed(tuple[AdapterInfo, ...], data.get("adapters", [])),
+        inputs=_typed(Inputs, data.get("inputs", {})),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jpgen.catalog import LATEST, Entry, find_model, load_catalog, xdg_folder
-from jpgen.errors import LicenseError, OutputError, UnknownNameError, WeightsError
+from jpgen.errors import IncompatibleError, LicenseError, OutputError, UnknownNameError, WeightsError
 
 if TYPE_CHECKING:
     from jpgen.hub import Progress
@@ -56,6 +56,19 @@ def open_model(name: str | Path, *, on_progress: Progress | None = None) -> Entr
         )
     require_licenses(entry)
     return _with_encoder(_opened(entry, on_progress))
+
+
+def with_vae(entry: Entry, vae: str | Path) -> Entry:
+    """The entry with this autoencoder (a folder or file) in the place of its own; raises WeightsError (there is none), IncompatibleError."""
+    place = Path(vae).expanduser()
+    if entry.family == TEXT_FAMILY:
+        raise IncompatibleError(
+            f"{entry.name} の VAE は替えられません / the autoencoder of {entry.name} cannot be replaced; "
+            "替えられるもの / what can: sd, sdxl, pixart, flux"
+        )
+    if not place.exists():
+        raise WeightsError(f"VAE {vae} がありません / no file or folder {vae}: check the path")
+    return replace(entry, parts={**entry.parts, "vae": str(place.resolve())})
 
 
 def recognise(path: str | Path) -> Entry:

@@ -11,8 +11,10 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from jpgen.adapters import Adapters, Loras, total_weights
 from jpgen.backbones import load_backbone
@@ -22,10 +24,26 @@ from jpgen.encoders import load_encoder
 from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
 from jpgen.lora import Adapter
 from jpgen.metadata import read_settings
-from jpgen.models import open_model
+from jpgen.models import open_model, with_vae
+from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlarged, file_hash
 from jpgen.prompt.chain import normalize as normalized
 from jpgen.prompt.syntax import parse_attention
-from jpgen.types import Backbone, Conditioning, Generation, ModelInfo, Prompt, SamplingConfig, StepCallback, TextBackbone, TextEncoder, require_seed
+from jpgen.types import (
+    NO_INPUTS,
+    Backbone,
+    Conditioning,
+    Control,
+    Generation,
+    InitImage,
+    Inputs,
+    ModelInfo,
+    Prompt,
+    SamplingConfig,
+    StepCallback,
+    TextBackbone,
+    TextEncoder,
+    require_seed,
+)
 
 log = logging.getLogger("jpgen")
 
@@ -47,10 +65,14 @@ class Pipeline:
         1
     """
 
+    vae_hash = ""
+    """The hash of an autoencoder in the place of the model's own."""
+
     def __init__(
-        self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, lora_folder: Path | None = None, embedding_folder: Path | None = None
-    ) -> None:
-        """Open a model of the catalogue, a local folder or a local `.safetensors` file.
+        self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, vae: str | Path | None = None, lora_folder: Path | None = None,
+        embedding_folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        """Open a model of the catalogue, a local folder or a local `.safetensors` file; `vae` (a folder or file) takes its autoencoder's place.
 
         Names of LoRAs and embeddings are looked up in their folders (else $JPGEN_LORAS and $JPGEN_EMBEDDINGS, else folders in $XDG_DATA_HOME/jpgen).
 
@@ -58,6 +80,8 @@ class Pipeline:
         """
         entry = open_model(model)
         info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry), entry.commercial)
+        if vae is not None:
+            entry, self.vae_hash = with_vae(entry, vae), file_hash(Path(vae))
         backbone = load_backbone(entry)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
         self._set(encoder, backbone, info, entry.route, batch_size)
@@ -96,15 +120,28 @@ class Pipeline:
         normalize: bool = True,
         loras: Loras | None = None,
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
+        controls: Sequence[Control] = (),
+        tile: bool = False,
+        upscale: float = 1.0,
+        upscale_strength: float = UPSCALE_STRENGTH,
     ) -> Generation:
         """One picture of the prompt.
 
         The prompt is read by `jpgen.normalize` unless `normalize` is False or it is a Prompt already. No seed means a random one, which the
-        Generation tells; no config the model's own default (see `config`). `loras` are names in the LoRA folder or paths of files with their weights,
-        beside those that the prompt names (`<lora:名前:0.8>`); they are on the weights for this picture alone. Raises PromptError, SettingError,
-        UnknownNameError (scheduler, LoRA), WeightsError and IncompatibleError (a LoRA or embedding), Cancelled (`on_step` returned False).
+        Generation tells; no config the model's own default (see `config`). Raises PromptError, SettingError, UnknownNameError (scheduler, LoRA),
+        WeightsError and IncompatibleError (a LoRA, an embedding, what the model cannot do), Cancelled (`on_step` returned False).
+
+        `loras` are names in the LoRA folder or paths of files with their weights, beside those that the prompt names (`<lora:名前:0.8>`); they are on
+        the weights for this picture alone. `init` is a picture to begin from, `controls` are pictures to follow, `tile` makes a texture without a
+        seam; `upscale` draws the picture once more so many times larger, beginning from its enlargement (Lanczos), of which `upscale_strength` is
+        drawn anew.
         """
-        return next(self.stream([prompt], negative=negative, seed=seed, config=config, normalize=normalize, loras=loras, on_step=on_step))
+        drawn = self.stream(
+            [prompt], negative=negative, seed=seed, config=config, normalize=normalize, loras=loras, on_step=on_step,
+            init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
+        )  # fmt: skip
+        return next(drawn)
 
     def generate_many(
         self,
@@ -117,13 +154,22 @@ class Pipeline:
         normalize: bool = True,
         loras: Loras | None = None,
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
+        controls: Sequence[Control] = (),
+        tile: bool = False,
+        upscale: float = 1.0,
+        upscale_strength: float = UPSCALE_STRENGTH,
     ) -> list[Generation]:
         """`count` pictures of each prompt, in order: all of the first prompt, then of the second …
 
         The n-th picture of every prompt has seed `seed` + n, and is the same picture that `generate` makes with that seed alone. Raises as
         `generate` does, before anything is sampled.
         """
-        return list(self.stream(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step))
+        drawn = self.stream(
+            prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step,
+            init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
+        )  # fmt: skip
+        return list(drawn)
 
     def stream(
         self,
@@ -136,6 +182,11 @@ class Pipeline:
         normalize: bool = True,
         loras: Loras | None = None,
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
+        controls: Sequence[Control] = (),
+        tile: bool = False,
+        upscale: float = 1.0,
+        upscale_strength: float = UPSCALE_STRENGTH,
     ) -> Iterator[Generation]:
         """Like `generate_many`, handing each picture over as soon as its batch is done."""
         checked = (config or self.backbone.default).validated(self.backbone.size_multiple)
@@ -143,20 +194,22 @@ class Pipeline:
             raise SettingError(f"count={count!r} は 1〜{MAX_COUNT} にしてください / must be 1–{MAX_COUNT}")
         first = _seed(seed)
         require_seed(first + count - 1)
+        sources = Sources(init, tuple(controls), tile, upscale, upscale_strength).checked(checked, self.backbone)
         jobs = [(_prompt(prompt, negative, normalize, first + n), first + n) for prompt in prompts for n in range(count)]
         adapted, adapters = self._adapters.named([prompt for prompt, _ in jobs], loras or {})
         self._adapters.require(adapted, checked.clip_skip)
         jobs = [(prompt, seed) for prompt, (_, seed) in zip(adapted, jobs, strict=True)]
-        return self._batches(jobs, checked, on_step, adapters)
+        return self._batches(jobs, checked, on_step, adapters, sources, sources.record(self.vae_hash))
 
     def _batches(
-        self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None, adapters: Mapping[str, Adapter]
-    ) -> Iterator[Generation]:
+        self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None, adapters: Mapping[str, Adapter],
+        sources: Sources, inputs: Inputs,
+    ) -> Iterator[Generation]:  # fmt: skip
         for _, alike in groupby(jobs, key=lambda job: total_weights(job[0])):  # what is sampled together has the same weights
             rest = list(alike)
             for start in range(0, len(rest), self.batch_size):
                 chosen = rest[start : start + self.batch_size]
-                yield from self._batch([prompt for prompt, _ in chosen], config, [seed for _, seed in chosen], on_step, adapters)
+                yield from self._batch([prompt for prompt, _ in chosen], config, [seed for _, seed in chosen], on_step, adapters, sources, inputs)
 
     def config(
         self,
@@ -179,26 +232,45 @@ class Pipeline:
 
     def _batch(
         self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None,
-        adapters: Mapping[str, Adapter] | None = None,
+        adapters: Mapping[str, Adapter], sources: Sources = NO_SOURCES, inputs: Inputs = NO_INPUTS,
     ) -> list[Generation]:  # fmt: skip
-        if adapters is None:
-            prompts, adapters = self._adapters.named(prompts, {})
         began = time.perf_counter()
         with self._lock, self._adapters.applied(prompts[0], adapters):
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            if isinstance(self.backbone, TextBackbone):
-                self._warn_of_weights(prompts)
-                texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
-                images = self.backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step)
-            else:
-                conditioning, negative = self._encode(prompts, config)
-                images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
+            images = self._sampled(prompts, config, seeds, counted(on_step, 0, sources.steps_again(config) * len(prompts)), sources)
+            if sources.upscale != 1:
+                images = self._enlarged(images, prompts, config, seeds, on_step, sources)
         seconds = (time.perf_counter() - began) / len(prompts)
+        encoder = self.encoder.name if self.encoder else self.backbone.name
         return [
-            Generation(image, prompt, config, seed, self.info, self.encoder.name if self.encoder else self.backbone.name, self.route, seconds,
-                       self._adapters.infos(prompt, adapters))
+            Generation(image, prompt, config, seed, self.info, encoder, self.route, seconds, self._adapters.infos(prompt, adapters), inputs)
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
+
+    def _sampled(
+        self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None, sources: Sources
+    ) -> list[Image.Image]:
+        generators, more = [torch.Generator().manual_seed(seed) for seed in seeds], sources.arguments()
+        backbone: Any = self.backbone  # which takes what `checked` found that it takes
+        if isinstance(self.backbone, TextBackbone):
+            self._warn_of_weights(prompts)
+            texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
+            images: list[Image.Image] = backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step, **more)
+        else:
+            conditioning, negative = self._encode(prompts, config)
+            images = backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step, **more)
+        return images
+
+    def _enlarged(
+        self, images: Sequence[Image.Image], prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int],
+        on_step: StepCallback | None, sources: Sources,
+    ) -> list[Image.Image]:  # fmt: skip
+        """Each picture drawn once more, larger, one after the other (each begins from its own), with the noise of its seed."""
+        large, steps = enlarged(config, sources.upscale, self.backbone.size_multiple), sources.steps_again(config)
+        made = []
+        for row, (image, prompt, seed) in enumerate(zip(images, prompts, seeds, strict=True)):
+            watched = counted(on_step, sources.steps(config) + row * steps, (len(images) - row - 1) * steps)
+            made += self._sampled([prompt], large, [seed], watched, sources.again(image, large))
+        return made
 
     def _encode(self, prompts: Sequence[Prompt], config: SamplingConfig) -> tuple[Conditioning, Conditioning]:
         """Prompts and negative prompts; of an encoder whose passes have one length, both are filled to as many passes as the longest needs."""
@@ -230,9 +302,9 @@ class Pipeline:
 
 
 @lru_cache(maxsize=1)
-def open_pipeline(model: str | Path = DEFAULT_MODEL) -> Pipeline:
-    """The pipeline of this model (a name, a folder, a file), kept open for the next call."""
-    return Pipeline(model)
+def open_pipeline(model: str | Path = DEFAULT_MODEL, vae: str | Path | None = None) -> Pipeline:
+    """The pipeline of this model (a name, a folder, a file), with this autoencoder in the place of its own, kept open for the next call."""
+    return Pipeline(model, vae=vae)
 
 
 def generate(
@@ -251,6 +323,12 @@ def generate(
     normalize: bool = True,
     loras: Loras | None = None,
     on_step: StepCallback | None = None,
+    init: InitImage | None = None,
+    controls: Sequence[Control] = (),
+    tile: bool = False,
+    upscale: float = 1.0,
+    upscale_strength: float = UPSCALE_STRENGTH,
+    vae: str | Path | None = None,
 ) -> Generation:
     """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
 
@@ -258,11 +336,14 @@ def generate(
     >>> generate("夕焼けの海に浮かぶ赤い船", seed=1).image.size
     (256, 256)
     """
-    pipeline = open_pipeline(model)
+    pipeline = _opened(model, vae)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
     )
-    return pipeline.generate(prompt, negative=negative, seed=seed, config=config, normalize=normalize, loras=loras, on_step=on_step)
+    return pipeline.generate(
+        prompt, negative=negative, seed=seed, config=config, normalize=normalize, loras=loras, on_step=on_step,
+        init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
+    )  # fmt: skip
 
 
 def generate_many(
@@ -282,6 +363,12 @@ def generate_many(
     normalize: bool = True,
     loras: Loras | None = None,
     on_step: StepCallback | None = None,
+    init: InitImage | None = None,
+    controls: Sequence[Control] = (),
+    tile: bool = False,
+    upscale: float = 1.0,
+    upscale_strength: float = UPSCALE_STRENGTH,
+    vae: str | Path | None = None,
 ) -> list[Generation]:
     """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many`.
 
@@ -289,32 +376,47 @@ def generate_many(
     >>> [g.seed for g in generate_many(["猫", "犬"], seed=5, count=2, steps=1)]
     [5, 6, 5, 6]
     """
-    pipeline = open_pipeline(model)
+    pipeline = _opened(model, vae)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
     )
     return pipeline.generate_many(
-        prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step
-    )
+        prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step,
+        init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
+    )  # fmt: skip
 
 
-def load_generation(path: str | Path, *, model: str | None = None) -> Generation:
+def load_generation(
+    path: str | Path, *, model: str | None = None, init: InitImage | None = None, controls: Sequence[Control] = (), vae: str | Path | None = None
+) -> Generation:
     """Make the picture of a file again from the settings inside it, by the same model (or `model`): the very same picture.
 
-    Raises MetadataError if the file holds no settings of jpgen, or if the weights of the model, of a LoRA or of an embedding are no longer those that
-    made it; UnknownNameError if a LoRA is not in its folder.
+    What it was made from besides words must be given again, the same pictures and nets (their strengths are in the file). Raises MetadataError if the
+    file holds no settings of jpgen, if the weights of the model, of a LoRA or of an embedding are no longer those that made it, or for other
+    pictures, naming the wanted ones by hash; UnknownNameError if a LoRA is not in its folder.
     """
     settings = read_settings(Path(path))
-    pipeline = open_pipeline(model or settings.model)
+    given = Sources(init, tuple(controls)).repeating(settings.inputs)
+    pipeline = _opened(model or settings.model, vae)
     if model is None and pipeline.info.weights_hash != settings.weights_hash:
         raise MetadataError(
             f"{path} を作った {settings.model}@{settings.revision} の重みは今のもの（@{pipeline.info.revision}）と違います。"
             f"model= で指定すると今の重みで作ります / made by other weights; pass model={settings.model!r} to use the present ones"
         )
+    if pipeline.vae_hash != settings.inputs.vae:
+        raise MetadataError(
+            f"{path} を作った VAE（{settings.inputs.vae or 'モデルのもの'}）を vae= で渡してください / made with the autoencoder "
+            f"{settings.inputs.vae or 'of the model'}, got {pipeline.vae_hash or 'that of the model'}: pass the same one as vae="
+        )
     config = settings.config.validated(pipeline.backbone.size_multiple)
+    sources = given.checked(config, pipeline.backbone)
     (prompt,), adapters = pipeline._adapters.named([settings.prompt], {})
     pipeline._adapters.require_same(prompt, adapters, settings.adapters, path)
-    return pipeline._batch([prompt], config, [require_seed(settings.seed)], None, adapters)[0]
+    return pipeline._batch([prompt], config, [require_seed(settings.seed)], None, adapters, sources, settings.inputs)[0]
+
+
+def _opened(model: str | Path, vae: str | Path | None) -> Pipeline:
+    return open_pipeline(model) if vae is None else open_pipeline(model, vae)
 
 
 def weights_hash(entry: Entry) -> str:

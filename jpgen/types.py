@@ -138,6 +138,65 @@ def _is_integer(value: object) -> bool:
 
 
 @dataclass(frozen=True)
+class InitImage:
+    """A picture to begin from (PIL or a path), `strength` 0 (as it is) … 1 (drawn anew); with a `mask` only where that is white.
+
+    It is enlarged or reduced with its aspect kept and cut at the middle to the size that is drawn; a mask of another size is stretched over it.
+
+        >>> from jpgen import InitImage, generate
+        >>> generate("青い船", init=InitImage("ship.png", 0.5)).save("blue.png")  # doctest: +SKIP
+    """
+
+    image: Image.Image | str | Path
+    strength: float = 0.6
+    mask: Image.Image | str | Path | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet (a folder or `.safetensors` file), the picture it follows, how strongly (`scale` 0…2), from which part of the steps to which."""
+
+    net: str | Path
+    image: Image.Image | str | Path
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class ControlRecord:
+    """What a Generation tells of a Control: the net's name and hash (10 digits), the picture's (`jpgen.pictures.fingerprint`), the settings."""
+
+    net: str
+    net_hash: str
+    picture: str
+    scale: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a Generation was made from besides words, enough to know it again: hashes of pictures ("": none), strengths, enlargement, tiling.
+
+    `vae` is the hash of an autoencoder in the place of the model's own.
+    """
+
+    picture: str = ""
+    mask: str = ""
+    strength: float = 0.0
+    controls: tuple[ControlRecord, ...] = ()
+    upscale: float = 1.0
+    upscale_strength: float = 0.0
+    tile: bool = False
+    vae: str = ""
+
+
+NO_INPUTS = Inputs()
+"""Words alone."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What a picture says of the model that made it; `commercial`: whether its terms allow commercial use, "yes", "no" or "ask"."""
 
@@ -173,6 +232,7 @@ class Generation:
     route: str
     seconds: float = field(compare=False)
     adapters: tuple[AdapterInfo, ...] = ()
+    inputs: Inputs = NO_INPUTS
 
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP (by suffix) with the settings inside; returns where it is. The old file or the new one is there, never half.
@@ -296,7 +356,10 @@ class Backbone(Protocol):
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """One picture for each row of the conditioning, its noise drawn from the CPU generator of the same place."""
+        """One picture for each row of the conditioning, its noise drawn from the CPU generator of the same place.
+
+        What more it takes its attribute `takes` tells, of "init" (an InitImage), "mask" (in it), "controls" (a sequence of Control), "tile" (a bool).
+        """
 
 
 @runtime_checkable
@@ -324,7 +387,10 @@ class TextBackbone(Protocol):
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """One picture for each text, its noise drawn from the CPU generator of the same place; attention weights have no effect."""
+        """One picture for each text, its noise drawn from the CPU generator of the same place; attention weights have no effect.
+
+        What more it takes its attribute `takes` tells, as of a Backbone.
+        """
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jpgen import compute, doctor
-from jpgen.compute import best_device, best_dtype, memory_available, offload
+from jpgen.compute import best_device, best_dtype, memory_available, needs_tiles, offload
 
 GIB = 2**30
 
@@ -102,3 +102,10 @@ def test_the_doctor_warns_of_little_memory(monkeypatch: pytest.MonkeyPatch) -> N
     machine(monkeypatch)
     monkeypatch.setattr(compute, "_system_memory", lambda: 2 * GIB)
     assert "too little for SDXL" in {finding.name: finding for finding in doctor.examine()}["memory"].why
+
+
+def test_a_large_picture_is_decoded_in_pieces_where_memory_is_short() -> None:
+    assert not needs_tiles(1024 * 1024, 128, 2, free=8 * GIB)
+    assert needs_tiles(1024 * 1024, 128, 2, free=2 * GIB)
+    assert needs_tiles(4096 * 4096, 128, 2, free=8 * GIB)
+    assert not needs_tiles(4096 * 4096, 128, 2, free=0)  # nobody can tell

@@ -12,7 +12,7 @@ from jpgen.compute import best_dtype
 from jpgen.errors import UnknownNameError
 from jpgen.types import Backbone, TextBackbone
 
-PARTS = frozenset({"autoencoder", "loading", "schedulers", "single_file", "unet"})
+PARTS = frozenset({"autoencoder", "controlnet", "loading", "schedulers", "single_file", "starting", "tiling", "unet"})
 """Files here that are parts of backbones."""
 
 

@@ -9,6 +9,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDif
 from PIL import Image
 
 from jpgen.backbones.schedulers import OWN, make_scheduler
+from jpgen.backbones.starting import paste
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError, WeightsError
+from jpgen.pictures import Fitted, fitted, steps_of
 from jpgen.safety import check_safetensors, read_json, refuse_pickles
-from jpgen.types import SamplingConfig, Step, StepCallback
+from jpgen.types import InitImage, SamplingConfig, Step, StepCallback
 
 LIBRARIES = ("diffusers", "transformers")
 """Where the classes of a pipeline's parts may come from, besides the pipelines of diffusers themselves."""
@@ -39,12 +42,33 @@ class DiffusersBackbone:
         self._pipeline = pipeline
         self._max_tokens = max_tokens
         self._schedule = {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
-        self._takes = frozenset(inspect.signature(pipeline.__call__).parameters)
         pipeline.set_progress_bar_config(disable=True)
         transformer = getattr(pipeline, "transformer", None)
         patch = max(2, int(transformer.config.get("patch_size") or 2)) if transformer is not None else 1
         self.size_multiple = int(getattr(pipeline, "vae_scale_factor", 8)) * patch
         self.takes_adapters = hasattr(pipeline, "load_lora_weights") and hasattr(pipeline, "unload_lora_weights")
+
+    @cached_property
+    def takes(self) -> frozenset[str]:
+        """What more it can draw from: "init", "mask", where diffusers has such a pipeline of the same parts."""
+        return frozenset(self._beginning)
+
+    @cached_property
+    def _beginning(self) -> dict[str, Any]:
+        """The pipelines of the same parts that begin from a picture, by diffusers' own naming: XPipeline, XImg2ImgPipeline, XInpaintPipeline.
+
+        (AutoPipeline knows them too, but imports every pipeline there is, and `from_pipe` casts what must stay in fp32.)
+        """
+        found = {}
+        parts = {**self._pipeline.config, **self._pipeline.components}
+        for what, form, needs in (("init", "Img2Img", {"image"}), ("mask", "Inpaint", {"image", "mask_image"})):
+            kind = getattr(diffusers, type(self._pipeline).__name__.replace("Pipeline", f"{form}Pipeline"), None)
+            if kind is None or not needs | {"prompt", "strength"} <= inspect.signature(kind.__call__).parameters.keys():
+                continue
+            wanted = inspect.signature(kind.__init__).parameters
+            found[what] = kind(**{name: part for name, part in parts.items() if name in wanted})
+            found[what].set_progress_bar_config(disable=True)
+        return found
 
     @torch.inference_mode()
     def sample_texts(
@@ -55,24 +79,32 @@ class DiffusersBackbone:
         *,
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
     ) -> list[Image.Image]:
         """One picture a text, one after the other; steps are counted through all of them.
 
+        With `init` sampling begins from that picture, in the pipeline that diffusers has for it; strength 0 is that picture.
         `preview()` is empty where latents are not what the autoencoder takes as they are (Qwen-Image, FLUX.2 …). Raises SettingError for a sampler
         that the pipeline cannot use.
         """
-        images = []
+        images: list[Image.Image] = []
+        kept, run = (None, config.steps) if init is None else (fitted(init, config.width, config.height), steps_of(config.steps, init.strength))
+        if kept is not None and not run:
+            return [kept.image.copy() for _ in texts]
+        pipeline = self._pipeline if kept is None else self._beginning["init" if kept.mask is None else "mask"]
         for row, (text, negative, generator) in enumerate(zip(texts, negatives, generators, strict=True)):
-            before, total = row * config.steps, len(texts) * config.steps
+            before, total = row * run, len(texts) * run
 
             def watched(index: int, before: int = before, total: int = total) -> None:
                 step = Step(before + index + 1, total, self._preview)
                 if on_step and on_step(step) is False:
                     raise Cancelled(f"{step.index}/{total} ステップで中止しました / cancelled at step {step.index} of {total}")
 
-            self._pipeline.scheduler = make_scheduler(config.scheduler, self._schedule)
-            images.append(self._run(self._arguments(text, negative, config), generator, watched, config))
-        return images
+            self._pipeline.scheduler = pipeline.scheduler = make_scheduler(config.scheduler, self._schedule)
+            takes = frozenset(inspect.signature(pipeline.__call__).parameters)
+            arguments = self._arguments(text, negative, config, takes) | (_of_picture(kept, config) if kept else {})
+            images.append(self._run(pipeline, arguments, takes, generator, watched, config))
+        return paste(images, kept)
 
     @contextmanager
     def adapted(self, files: Sequence[tuple[Path, float]]) -> Iterator[None]:
@@ -113,17 +145,19 @@ class DiffusersBackbone:
             why = " ".join(unexpected[0].split())[:300] if unexpected else "none of its keys is for a part of this pipeline"
             raise WeightsError(f"{path} は {self.name} に合いません / the LoRA {path} does not fit {self.name}: {why}; choose one made for it")
 
-    def _run(self, arguments: dict[str, Any], generator: torch.Generator, watched: Any, config: SamplingConfig) -> Image.Image:
+    def _run(
+        self, pipeline: Any, arguments: dict[str, Any], takes: frozenset[str], generator: torch.Generator, watched: Any, config: SamplingConfig
+    ) -> Image.Image:
         def at_end(_pipeline: Any, index: int, _time: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
             watched(index)
             return {}
 
-        if "callback_on_step_end" in self._takes:
+        if "callback_on_step_end" in takes:
             arguments["callback_on_step_end"] = at_end
-        elif "callback" in self._takes:
+        elif "callback" in takes:
             arguments["callback"] = lambda index, _time, _latents: watched(index)
         try:
-            image: Image.Image = self._pipeline(**arguments, generator=generator, output_type="pil").images[0]
+            image: Image.Image = pipeline(**arguments, generator=generator, output_type="pil").images[0]
         except ValueError as error:
             if "set_timesteps" not in str(error):
                 raise
@@ -132,7 +166,7 @@ class DiffusersBackbone:
             ) from error
         return image
 
-    def _arguments(self, text: str, negative: str, config: SamplingConfig) -> dict[str, Any]:
+    def _arguments(self, text: str, negative: str, config: SamplingConfig, takes: frozenset[str]) -> dict[str, Any]:
         """What of the settings this pipeline takes, under its names."""
         guided = config.guidance_scale > 1
         wanted: dict[str, Any] = {
@@ -140,8 +174,8 @@ class DiffusersBackbone:
             "use_resolution_binning": False,  # the size that was asked for
             "clean_caption": False,  # the text that was asked for
         }  # fmt: skip
-        distilled = "true_cfg_scale" in self._takes and getattr(self._pipeline.transformer.config, "guidance_embeds", False)
-        if "true_cfg_scale" in self._takes and not distilled:  # guidance_scale is then a distilled model's, and not this one's
+        distilled = "true_cfg_scale" in takes and getattr(self._pipeline.transformer.config, "guidance_embeds", False)
+        if "true_cfg_scale" in takes and not distilled:  # guidance_scale is then a distilled model's, and not this one's
             wanted |= {"true_cfg_scale": config.guidance_scale if guided else 1.0}
             negative = negative or " "  # without any it would not guide
         else:
@@ -150,7 +184,7 @@ class DiffusersBackbone:
             wanted |= {"negative_prompt": negative}
         if self._max_tokens:
             wanted |= {"max_sequence_length": self._max_tokens}
-        return {key: value for key, value in wanted.items() if key in self._takes}
+        return {key: value for key, value in wanted.items() if key in takes}
 
     def _preview(self) -> list[Image.Image]:
         """The guess as the autoencoder shows it; none where this family does not know how."""
@@ -162,6 +196,12 @@ class DiffusersBackbone:
         pictures = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
         images: list[Image.Image] = pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
         return images
+
+
+def _of_picture(kept: Fitted, config: SamplingConfig) -> dict[str, Any]:
+    """What a pipeline is told of the picture it begins from; never so little that it would run no step."""
+    least = (1 + 1e-6) / config.steps
+    return {"image": kept.image, "strength": min(1.0, max(kept.strength, least)), **({"mask_image": kept.mask} if kept.mask else {})}
 
 
 def load(entry: Entry, dtype: torch.dtype) -> DiffusersBackbone:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxControlNetPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from PIL import Image
 from torch import Tensor
 
+from jpgen.backbones import controlnet
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
 from jpgen.backbones.schedulers import OWN, make_scheduler
+from jpgen.backbones.starting import begin, make_start, paste
+from jpgen.backbones.tiling import tiles_if_large
 from jpgen.catalog import Entry
-from jpgen.errors import Cancelled, IncompatibleError
+from jpgen.errors import Cancelled, IncompatibleError, SettingError
 from jpgen.lora import DENOISER
-from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
+from jpgen.pictures import Fitted
+from jpgen.types import Conditioning, ConditioningSpec, Control, InitImage, SamplingConfig, Step, StepCallback
 
 
 class FluxBackbone:
@@ -23,6 +29,8 @@ class FluxBackbone:
 
     A transformer with a guidance embedding (dev) is told the guidance scale; for one without (schnell) a scale above 1 is classifier-free guidance.
     """
+
+    takes = frozenset({"init", "mask", "controls"})
 
     def __init__(self, name: str, transformer: FluxTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig) -> None:
         self.name = name
@@ -37,6 +45,7 @@ class FluxBackbone:
         self.size_multiple = 2 * self._pipeline.vae_scale_factor
         self.family = "flux"
         self.modules = {DENOISER: transformer}
+        self._loaded: controlnet.Loaded = {}
 
     @torch.inference_mode()
     def sample(
@@ -47,12 +56,17 @@ class FluxBackbone:
         *,
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
+        controls: Sequence[Control] = (),
     ) -> list[Image.Image]:
         """One picture a row, its noise from the generator in fp32. FLUX sees every token: a row cannot be masked further than the others.
 
-        Raises IncompatibleError for rows of unlike masks, or, with classifier-free guidance, for prompts and negative ones of unlike lengths.
+        With `init` sampling begins from that picture (see `jpgen.backbones.starting`); `controls` are followed, with the scheduler "own". Raises
+        IncompatibleError for rows of unlike masks, or, with classifier-free guidance, for prompts and negative ones of unlike lengths.
         """
-        pipeline, dtype = self._pipeline, self._pipeline.transformer.dtype
+        nets = controlnet.nets_of(controls, self._loaded, lambda path: controlnet.load_for_flux(path, self._pipeline.transformer, self.name))
+        pipeline, dtype = self._controlled(nets, config) if nets else self._pipeline, self._pipeline.transformer.dtype
+        total = config.steps
         scheduler = make_scheduler(config.scheduler, self._schedule)
         pipeline.scheduler = scheduler
         distilled = pipeline.transformer.config.guidance_embeds
@@ -65,11 +79,23 @@ class FluxBackbone:
             )
         factor, channels = pipeline.vae_scale_factor, pipeline.transformer.config.in_channels // 4
         rows, columns = config.height // factor, config.width // factor
-        noise = torch.cat([torch.randn(1, channels, rows, columns, generator=generator) for generator in generators])
+
+        def pack(latents: Tensor) -> Tensor:
+            return pipeline._pack_latents(latents, len(latents), channels, rows, columns)
+
+        kept: Fitted | None = None
+        if init is None:
+            noise = pack(torch.cat([torch.randn(1, channels, rows, columns, generator=generator) for generator in generators]))
+        else:
+            start = make_start(init, config, pipeline.vae, generators, factor=factor, pack=pack)
+            kept, total = start.init, start.steps
+            if not total:
+                return paste(self._decode(start.clean.to(pipeline.vae.device), config), kept)
+            noise = begin(scheduler, start, lambda scheduler: _set_timesteps(scheduler, config.steps, rows * columns // 4))
 
         def after_step(_pipeline: Any, index: int, _time: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
-            if on_step and on_step(Step(index + 1, config.steps, lambda: self._decode(scheduler.model_outputs[-1], config))) is False:
-                raise Cancelled(f"{index + 1}/{config.steps} ステップで中止しました / cancelled at step {index + 1} of {config.steps}")
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1], config), kept))) is False:
+                raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
             return {}
 
         latents = pipeline(
@@ -77,17 +103,37 @@ class FluxBackbone:
             negative_prompt_embeds=None if unwanted is None else unwanted.to(dtype),
             negative_pooled_prompt_embeds=_pooled(negative, dtype) if guided else None,
             true_cfg_scale=config.guidance_scale if guided else 1.0, guidance_scale=config.guidance_scale,
-            latents=pipeline._pack_latents(noise, len(noise), channels, rows, columns).to(dtype), generator=list(generators),
+            latents=noise.to(dtype), generator=list(generators),
             num_inference_steps=config.steps, height=config.height, width=config.width, output_type="latent", callback_on_step_end=after_step,
+            **(controlnet.arguments(controls, config, "control_image") if nets else {}),
         ).images  # fmt: skip
-        return self._decode(latents, config)
+        return paste(self._decode(latents, config), kept)
+
+    def _controlled(self, nets: list[Any], config: SamplingConfig) -> Any:
+        """The pipeline of the same parts that asks these ControlNets too."""
+        if not isinstance(make_scheduler(config.scheduler, self._schedule), FlowMatchEulerDiscreteScheduler):
+            raise SettingError(
+                f"FLUX の ControlNet では {config.scheduler} は使えません / with a ControlNet FLUX cannot run {config.scheduler}: use {OWN!r}"
+            )
+        pipeline = FluxControlNetPipeline(**self._pipeline.components, controlnet=nets)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def _decode(self, latents: Tensor, config: SamplingConfig) -> list[Image.Image]:
         pipeline, vae = self._pipeline, self._pipeline.vae
         unpacked = pipeline._unpack_latents(latents, config.height, config.width, pipeline.vae_scale_factor)
-        pictures = vae.decode((unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)).to(vae.dtype)).sample
+        with tiles_if_large(vae, len(unpacked), *unpacked.shape[-2:]):
+            pictures = vae.decode((unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)).to(vae.dtype)).sample
         images: list[Image.Image] = pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
         return images
+
+
+def _set_timesteps(scheduler: Any, steps: int, tokens: int) -> None:
+    """Set the scheduler as FluxPipeline does for a picture of so many tokens."""
+    told = scheduler.config.get
+    sigmas = None if told("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+    shift = (told("base_image_seq_len", 256), told("max_image_seq_len", 4096), told("base_shift", 0.5), told("max_shift", 1.15))
+    retrieve_timesteps(scheduler, steps, sigmas=sigmas, mu=calculate_shift(tokens, *shift))
 
 
 def _seen(conditioning: Conditioning) -> Tensor:

@@ -58,6 +58,11 @@ def load_autoencoder(entry: Entry, channels: int, dtype: torch.dtype) -> Any:
 
     Raises WeightsError, IncompatibleError. One that overflows in fp16 stays in fp32.
     """
+    if "vae" in entry.parts and (file := entry.folder / Path(str(entry.parts["vae"])).expanduser()).is_file():
+        raise WeightsError(
+            f"{entry.name}: VAE {file} は diffusers 形式のフォルダで渡してください / for {entry.family} the autoencoder must be a folder as "
+            f"diffusers lays it out, {file} is a file"
+        )
     folder = part_folder(entry, "vae")
     config = read_config(folder)
     kind = AUTOENCODERS.get(str(config.get("_class_name")))

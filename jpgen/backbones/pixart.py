@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from jpgen.backbones.autoencoder import AutoencoderShuffle
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
 from jpgen.backbones.schedulers import make_scheduler
+from jpgen.backbones.starting import begin, make_start, paste
+from jpgen.backbones.tiling import tiles_if_large
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, WeightsError
 from jpgen.lora import DENOISER
-from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
+from jpgen.pictures import Fitted
+from jpgen.types import Conditioning, ConditioningSpec, InitImage, SamplingConfig, Step, StepCallback
 
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "epsilon",
@@ -31,6 +34,8 @@ class PixArtBackbone:
     A transformer that also learned sigma gives twice the channels; the pipeline drops them. One that is told the picture's size (PixArt-α at 1,024
     pixels) runs in PixArtAlphaPipeline, which tells it.
     """
+
+    takes = frozenset({"init", "mask"})
 
     def __init__(self, name: str, transformer: PixArtTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig) -> None:
         self.name = name
@@ -55,19 +60,31 @@ class PixArtBackbone:
         *,
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
     ) -> list[Image.Image]:
-        """One picture a row. `negative` has the rows of `conditioning`; noise comes from the generators in fp32, so no batch changes it."""
-        pipeline = self._pipeline
+        """One picture a row. `negative` has the rows of `conditioning`; noise comes from the generators in fp32, so no batch changes it.
+
+        With `init` sampling begins from that picture (see `jpgen.backbones.starting`).
+        """
+        pipeline, total = self._pipeline, config.steps
         scheduler = make_scheduler(config.scheduler, self._schedule)
         pipeline.scheduler = scheduler
         dtype, factor = pipeline.transformer.dtype, pipeline.vae_scale_factor
         shape = (1, pipeline.transformer.config.in_channels, config.height // factor, config.width // factor)
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        kept: Fitted | None = None
+        if init is None:
+            noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        else:
+            start = make_start(init, config, pipeline.vae, generators, factor=factor)
+            kept, total = start.init, start.steps
+            if not total:
+                return paste(self._decode(start.clean.to(pipeline.vae.device)), kept)
+            noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps))
         tokens, mask, negative_tokens, negative_mask = _same_length(conditioning, negative)
 
         def after_step(index: int, _time: Tensor, _latents: Tensor) -> None:
-            if on_step and on_step(Step(index + 1, config.steps, lambda: self._decode(scheduler.model_outputs[-1]))) is False:
-                raise Cancelled(f"{index + 1}/{config.steps} ステップで中止しました / cancelled at step {index + 1} of {config.steps}")
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1]), kept))) is False:
+                raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
 
         latents = pipeline(
             prompt=None, negative_prompt=None,
@@ -76,11 +93,12 @@ class PixArtBackbone:
             generator=list(generators), latents=noise.to(dtype), num_inference_steps=config.steps, guidance_scale=config.guidance_scale,
             height=config.height, width=config.width, use_resolution_binning=False, output_type="latent", callback=after_step,
         ).images
-        return self._decode(latents)
+        return paste(self._decode(latents), kept)
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         vae = self._pipeline.vae
-        pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
+            pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         images: list[Image.Image] = self._pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
         return images
 

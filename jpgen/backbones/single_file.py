@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint, convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
 from jpgen.backbones.loading import read_config
@@ -21,6 +22,12 @@ from jpgen.weights import load_weights
 
 VAE = "first_stage_model."
 """What the names of the autoencoder's tensors begin with."""
+
+CONTROL = "control_model."
+"""What the names of a ControlNet's tensors begin with, in files that were cut out of a whole model."""
+
+LABELS = {"label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2"}
+"""LDM's names of the layers that embed sizes, and diffusers'."""
 
 SCALING = {"sd": 0.18215, "sdxl": 0.13025}
 """Factor between an autoencoder's latents and those of the U-Net: of the families, for no tensor tells it."""
@@ -57,6 +64,22 @@ def load_vae(path: Path, dtype: torch.dtype, family: str) -> AutoencoderKL:
     if not any(name.startswith("decoder.up_blocks.") for name in own):
         own = convert_ldm_vae_checkpoint({VAE + name: tensor for name, tensor in own.items()}, config)
     return _filled(AutoencoderKL, config, own, torch.float32 if dtype == torch.float16 else dtype, path)
+
+
+def load_controlnet(path: Path, unet: UNet2DConditionModel) -> ControlNetModel:
+    """The ControlNet in a file, by LDM's names or diffusers', with the settings of the U-Net that it is for; raises WeightsError."""
+    own = {name.removeprefix(CONTROL): tensor for name, tensor in load_weights(path, None).items()}
+    config = {name: unet.config[name] for name in inspect.signature(ControlNetModel.__init__).parameters if name in unet.config}
+    config = {**config, "in_channels": unet.config.out_channels}
+    state = own if "time_embedding.linear_1.weight" in own else convert_controlnet_checkpoint(own, config)
+    for theirs, name in LABELS.items():  # of SDXL, which diffusers' conversion leaves behind
+        state |= {f"{name}.{leaf}": own[f"{theirs}.{leaf}"] for leaf in ("weight", "bias") if f"{theirs}.{leaf}" in own}
+    if gone := [name for name, tensor in state.items() if tensor is None]:
+        raise WeightsError(f"{path}: {len(gone)} tensors of a ControlNet are missing ({', '.join(gone[:5])}): cut off, or not a ControlNet")
+    hint = re.compile(r"controlnet_cond_embedding\.(conv_in|blocks\.\d*[13579])\.weight")
+    widths = {name: tensor.shape[0] for name, tensor in state.items() if hint.fullmatch(name)}
+    order = sorted(widths, key=lambda name: -1 if "conv_in" in name else int(name.split(".")[2]))
+    return _filled(ControlNetModel, {**config, "conditioning_embedding_out_channels": [widths[name] for name in order]}, state, unet.dtype, path)
 
 
 def prediction(path: Path) -> dict[str, Any]:

@@ -8,19 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from jpgen.backbones import single_file
+from jpgen.backbones import controlnet, single_file
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
 from jpgen.backbones.schedulers import make_scheduler
+from jpgen.backbones.starting import begin, encode, latent_mask, make_start, paste, to_pixels
+from jpgen.backbones.tiling import seamless, tiles_if_large
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError, WeightsError
 from jpgen.lora import DENOISER, read_adapter
 from jpgen.lora_modules import AdaptedModules
-from jpgen.types import Conditioning, ConditioningSpec, SamplingConfig, Step, StepCallback
+from jpgen.pictures import Fitted
+from jpgen.types import Conditioning, ConditioningSpec, Control, InitImage, SamplingConfig, Step, StepCallback
 
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
@@ -35,8 +45,11 @@ TIME_IDS = 6
 class UnetBackbone:
     """A U-Net, an autoencoder and scheduler settings, run by StableDiffusionPipeline or, where sizes are embedded, StableDiffusionXLPipeline.
 
-    `zeros_for_empty`: SDXL learnt that no negative prompt is zeros, not the states of an empty text.
+    `zeros_for_empty`: SDXL learnt that no negative prompt is zeros, not the states of an empty text. A U-Net that was trained to inpaint (it takes
+    the mask and the masked picture beside the latents) wants an InitImage.
     """
+
+    takes = frozenset({"init", "mask", "controls", "tile"})
 
     def __init__(
         self, name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, schedule: dict[str, Any], default: SamplingConfig, *,
@@ -61,6 +74,8 @@ class UnetBackbone:
         self.size_multiple = self._pipeline.vae_scale_factor
         self.family = "sd" if self.spec.pooled_width is None else "sdxl"
         self.modules = {DENOISER: unet}
+        self.inpaints = unet.config.in_channels > unet.config.out_channels
+        self._loaded: controlnet.Loaded = {}
 
     @torch.inference_mode()
     def sample(
@@ -71,31 +86,74 @@ class UnetBackbone:
         *,
         generators: Sequence[torch.Generator],
         on_step: StepCallback | None = None,
+        init: InitImage | None = None,
+        controls: Sequence[Control] = (),
+        tile: bool = False,
     ) -> list[Image.Image]:
         """One picture a row. `negative` has the rows of `conditioning`; noise comes from the generators in fp32, so no batch changes it.
 
-        With a guidance scale of 1 or less the U-Net does not see the negative at all.
+        With a guidance scale of 1 or less the U-Net does not see the negative at all. With `init` sampling begins from that picture (see
+        `jpgen.backbones.starting`); `controls` are followed; with `tile` the picture continues over its edges without a seam.
         """
-        pipeline = self._pipeline
+        nets = controlnet.nets_of(controls, self._loaded, lambda path: controlnet.load_for_unet(path, self._pipeline.unet, self.name))
+        if tile:
+            with seamless(self._pipeline.vae, self._pipeline.unet, *nets):
+                return self.sample(conditioning, negative, config, generators=generators, on_step=on_step, init=init, controls=controls)
+        pipeline = self._controlled(nets) if nets else self._pipeline
         scheduler = make_scheduler(config.scheduler, self._schedule)
         pipeline.scheduler = scheduler
         factor, total = pipeline.vae_scale_factor, config.steps
-        shape = (1, pipeline.unet.config.in_channels, config.height // factor, config.width // factor)
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        shape = (1, pipeline.unet.config.out_channels, config.height // factor, config.width // factor)
+        beside = None
+        kept: Fitted | None = None
+        if init is None:
+            self._require_text_to_image()
+            noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        else:
+            start = make_start(init, config, pipeline.vae, generators, factor=factor, blend=not self.inpaints)
+            kept, total = start.init, start.steps
+            if not total:
+                return paste(self._decode(start.clean.to(pipeline.vae.device)), kept)
+            beside = self._beside(kept, generators) if self.inpaints else None
+            noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps), blend=not self.inpaints)
 
         def after_step(_pipeline: object, index: int, _time: Tensor, _latents: dict[str, Tensor]) -> dict[str, Tensor]:
-            if on_step and on_step(Step(index + 1, total, lambda: self._decode(scheduler.model_outputs[-1]))) is False:
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1]), kept))) is False:
                 raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
             return {}
 
         embeddings, mask = self._embeddings(conditioning, negative if config.guidance_scale > 1 else None)
-        with _masked(pipeline.unet, mask):
+        with _masked(pipeline.unet, mask), _told(pipeline.unet, beside), controlnet.masked(nets, mask):
             latents = pipeline(
-                prompt=None, **embeddings, generator=list(generators), latents=noise.to(pipeline.unet.dtype), num_inference_steps=total,
+                prompt=None, **embeddings, generator=list(generators), latents=noise.to(pipeline.unet.dtype), num_inference_steps=config.steps,
                 guidance_scale=float(config.guidance_scale), height=config.height, width=config.width, output_type="latent",
-                callback_on_step_end=after_step,
+                callback_on_step_end=after_step, **(controlnet.arguments(controls, config, "image") if nets else {}),
             ).images  # fmt: skip
-        return self._decode(latents)
+        return paste(self._decode(latents), kept)
+
+    def _require_text_to_image(self) -> None:
+        if self.inpaints:
+            raise IncompatibleError(
+                f"{self.name} は絵を描き直すモデルです。init=InitImage(絵, mask=マスク) を渡してください / {self.name} was trained to inpaint: give "
+                "it a picture and a mask, init=InitImage(…, mask=…), or choose a text-to-image model"
+            )
+
+    def _controlled(self, nets: list[Any]) -> Any:
+        """The pipeline of the same parts that asks these ControlNets too."""
+        kind: Any
+        if self.spec.pooled_width is None:
+            kind, extra = StableDiffusionControlNetPipeline, {"requires_safety_checker": False}
+        else:
+            kind, extra = StableDiffusionXLControlNetPipeline, {"add_watermarker": False}
+        pipeline = kind(**self._pipeline.components, controlnet=nets, **extra)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _beside(self, kept: Fitted, generators: Sequence[torch.Generator]) -> Tensor:
+        """What a U-Net trained to inpaint sees beside the latents: the mask and the latents of the picture where it stays, grey elsewhere."""
+        mask = kept.mask or Image.new("L", kept.image.size, "white")
+        around = encode(self._pipeline.vae, to_pixels(kept.image) * (1 - latent_mask(mask, 1)), generators)
+        return torch.cat([latent_mask(mask, self._pipeline.vae_scale_factor).expand(len(around), -1, -1, -1), around], dim=1)
 
     def _embeddings(self, conditioning: Conditioning, negative: Conditioning | None) -> tuple[dict[str, Tensor], Tensor]:
         """What the pipeline is given, filled with masked zeros to one length, and the masks in the order in which it runs them."""
@@ -124,7 +182,8 @@ class UnetBackbone:
             latents = latents * latents.new_tensor(std).view(1, -1, 1, 1) / vae.config.scaling_factor + latents.new_tensor(mean).view(1, -1, 1, 1)
         else:
             latents = latents / vae.config.scaling_factor
-        pictures = vae.decode(latents).sample
+        with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
+            pictures = vae.decode(latents).sample
         images: list[Image.Image] = self._pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
         return images
 
@@ -136,6 +195,24 @@ def _masked(unet: UNet2DConditionModel, mask: Tensor) -> Iterator[None]:
         yield
         return
     handle = unet.register_forward_pre_hook(lambda _, args, kwargs: (args, {**kwargs, "encoder_attention_mask": mask}), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _told(unet: UNet2DConditionModel, beside: Tensor | None) -> Iterator[None]:
+    """Lets the U-Net see these channels beside the latents, in every row it is asked for."""
+    if beside is None:
+        yield
+        return
+
+    def add(_unet: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        sample = args[0]
+        return (torch.cat([sample, beside.to(sample).repeat(len(sample) // len(beside), 1, 1, 1)], dim=1), *args[1:]), kwargs
+
+    handle = unet.register_forward_pre_hook(add, with_kwargs=True)
     try:
         yield
     finally:
@@ -156,18 +233,24 @@ def load_unet(entry: Entry, dtype: torch.dtype) -> UnetBackbone:
             f"{entry.name}: {unet_at} は {family} の U-Net です / the U-Net in {unet_at} is of the family {family}, the entry says {entry.family}: "
             f"set family = {family!r}"
         )
-    if unet.config.in_channels != unet.config.out_channels:
+    channels = unet.config.out_channels
+    if unet.config.in_channels not in (channels, 2 * channels + 1):  # latents; latents, mask and masked picture
         raise IncompatibleError(
-            f"{entry.name}: 文から描く U-Net ではありません / {unet_at} takes {unet.config.in_channels} channels (inpainting or editing): "
-            "give a text-to-image model"
+            f"{entry.name}: 文から描く U-Net でも、描き直す U-Net でもありません / {unet_at} takes {unet.config.in_channels} channels (editing or "
+            f"enlarging), wanted {channels} (text to image) or {2 * channels + 1} (inpainting): give another model"
         )
     if "adapter" in entry.parts:
         _fuse(unet, entry, family)
     vae_at = _part(entry, "vae")
     if vae_at.is_file():
         vae = single_file.load_vae(vae_at, dtype, family).to(memory_format=torch.channels_last)
+        if vae.config.latent_channels != channels:
+            raise IncompatibleError(
+                f"{entry.name}: VAE {vae_at} とつながりません / the autoencoder {vae_at} has {vae.config.latent_channels} latent channels, the U-Net "
+                f"{channels}: give one of {family}"
+            )
     else:
-        vae = load_autoencoder(entry, unet.config.in_channels, dtype)
+        vae = load_autoencoder(entry, channels, dtype)
     index = entry.folder / "model_index.json"
     zeros = not index.is_file() or entry.place.is_file() or bool(read_config(entry.folder, index.name).get("force_zeros_for_empty_prompt", True))
     return UnetBackbone(entry.name, unet.to(memory_format=torch.channels_last), vae, _schedule(entry), entry.default, zeros_for_empty=zeros)

@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """One Nesterov step of every matrix that has a gradient."""
         for group in self.param_groups:
             alike: defaultdict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)

@@ -231,13 +231,13 @@ def test_damage_is_named(tmp_path: Path) -> None:
         load_backbone(entry(toy.path), torch.float32)
 
 
-def test_the_wrong_family_and_inpainting_are_told(tmp_path: Path) -> None:
+def test_the_wrong_family_and_editing_are_told(tmp_path: Path) -> None:
     toy = toys.rinna(tmp_path)
     with pytest.raises(WeightsError, match=r"of the family sd, the entry says sdxl"):
         load_backbone(replace(entry(tmp_path), family="sdxl"), torch.float32)
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
-    (tmp_path / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 9}))
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 8}))
     state = toy.unet.state_dict()
-    save_file({**state, "conv_in.weight": torch.zeros(32, 9, 3, 3)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(IncompatibleError, match="9 channels"):
+    save_file({**state, "conv_in.weight": torch.zeros(32, 8, 3, 3)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(IncompatibleError, match="8 channels"):
         load_backbone(entry(tmp_path), torch.float32)

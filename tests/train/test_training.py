@@ -25,7 +25,8 @@ def shard(path: Path, rows: int = 12, seed: int = 0) -> None:
     path.parent.mkdir(exist_ok=True, parents=True)
     latents = torch.randn(rows, 16, 4, 4, generator=generator).half()
     places = torch.randint(0, 3, (rows, 2, 2), generator=generator).short()
-    save_file({"latents": latents, "regions": places, "ja": tokens, "ja_ends": lengths.cumsum(0), "en": tokens.clone(), "en_ends": lengths.cumsum(0)}, path)
+    ends = {"ja_ends": lengths.cumsum(0), "en_ends": lengths.cumsum(0)}
+    save_file({"latents": latents, "regions": places, "ja": tokens, "en": tokens.clone(), **ends}, path)
 
 
 @pytest.fixture
