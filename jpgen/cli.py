@@ -58,12 +58,13 @@ def main() -> None:
 @click.option("--count", type=int, default=1, show_default=True, help="一つのプロンプトから作る枚数 / pictures a prompt")
 @click.option("--emphasis", help="（猫：１．２）の重みの効かせ方: a1111, a1111-nonorm, comfy, compel / how attention weights act")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
+@click.option("--translator", help="英語しか読まないモデルに使う翻訳モデル（名前かフォルダ） / translator, for models of English alone")
 @click.option("--accept-license", is_flag=True, help="モデルの利用条件を読み、承諾したことを記録する / record that you accept the model's terms")
 @click.option("--json", "as_json", is_flag=True, help="結果を JSON で一行ずつ出す / one JSON object a line")
 @explained
 def generate_command(
     prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
-    scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, accept_license: bool,
+    scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, translator: str | None, accept_license: bool,
     as_json: bool,
 ) -> None:
     """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
@@ -81,7 +82,7 @@ def generate_command(
         from jpgen.catalog import find_model
 
         models.accept_license(find_model(model))
-    pipeline = open_pipeline(model)
+    pipeline = open_pipeline(model) if translator is None else open_pipeline(model).with_translator(translator)
     config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis)
     for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize)):
         target = _numbered(output, index, total) if output else Path(file_name(made))
@@ -144,7 +145,7 @@ def models_group(context: click.Context, as_json: bool) -> None:
 @explained
 def models_show_command(name: str, as_json: bool) -> None:
     """NAME について分かっていること。未確認のものには印を付けます / what is known of a model; what is not verified is marked."""
-    from jpgen.catalog import find_model
+    from jpgen.catalog import TRANSLATORS, find_model
     from jpgen.models import license_accepted, license_page, restricted, whereabouts
     from jpgen.types import plain_data
 
@@ -153,7 +154,7 @@ def models_show_command(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**plain_data(entry), "where": where, "restricted": asked, "accepted": accepted}, ensure_ascii=False))
         return
-    settings = " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
+    settings = "" if entry.family in TRANSLATORS else " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
     terms = "" if not asked else "、承諾済み / accepted" if accepted else f"、未承諾 / not accepted: jpgen models accept {name}"
     rows = [
         ("場所 / where", f"{WHERE[where]} / {where}"),
@@ -162,7 +163,7 @@ def models_show_command(name: str, as_json: bool) -> None:
         ("読む所 / read it at", license_page(entry) if asked else ""),
         ("同意 / gated", "ハブでの同意とログインが要る / terms to accept on the hub, and a login" if entry.gated else ""),
         ("系統 / family", f"{entry.family}{f', {entry.encoder}' if entry.encoder else ''}"),
-        ("日本語 / Japanese", entry.route),
+        ("日本語 / Japanese", "" if entry.family in TRANSLATORS else entry.route),
         ("既定 / default", settings),
         ("部品 / parts", " ".join(f"{key}={value}" for key, value in entry.parts.items())),
         ("ファイル / files", " ".join(entry.files)),

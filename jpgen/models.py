@@ -11,11 +11,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jpgen.catalog import LATEST, Entry, find_model, load_catalog, xdg_folder
+from jpgen.catalog import LATEST, TRANSLATORS, Entry, find_model, load_catalog, xdg_folder
 from jpgen.errors import LicenseError, OutputError, UnknownNameError, WeightsError
 
 if TYPE_CHECKING:
     from jpgen.hub import Progress
+    from jpgen.layout import Layout
 
 HUB = "https://huggingface.co/"
 WEIGHTS = "*.safetensors"
@@ -24,6 +25,12 @@ PIPELINE_FILES = ("model_index.json", *(f"*/*{ending}" for ending in (".safetens
 
 TEXT_FAMILY = "diffusers"
 """The family whose pipelines encode the text themselves, with the classes that the model's files name."""
+
+ENGLISH = ("clip", "sdxl", "t5", "flux", "")
+"""Encoders that read English alone, unless their files show otherwise ("": whatever the pipeline of the family `diffusers` brings)."""
+
+SENTENCEPIECE = ("spiece.model", "sentencepiece.model", "tokenizer.model", "spm.model")
+"""What Japanese tokenizers are called in place of CLIP's."""
 
 REPO = "_repo"
 """Ends the name of a part that is a repository of its own: `vae_repo` is fetched, and its local folder becomes the part `vae`."""
@@ -72,8 +79,16 @@ def recognise(path: str | Path) -> Entry:
     name = place.stem if place.is_file() else place.name
     return Entry(
         name, layout.family, encoder=layout.encoder, path=str(place), revision="local", license="unknown (local files)", title=str(place),
-        default=layout.default, unverified=("条件が未確認の手元のファイル / local files whose terms are not known",),
+        default=layout.default, route=_route(place, layout), unverified=("条件が未確認の手元のファイル / local files whose terms are not known",),
     )  # fmt: skip
+
+
+def _route(place: Path, layout: Layout) -> str:
+    """How Japanese reaches local files: not through encoders of English, but for CLIP's with a SentencePiece model in place of its tokenizer."""
+    if layout.encoder not in ENGLISH:
+        return "native"
+    japanese = layout.encoder in ("clip", "sdxl") and place.is_dir() and any((place / "tokenizer" / name).is_file() for name in SENTENCEPIECE)
+    return "native" if japanese else "translate"
 
 
 def whereabouts(entry: Entry) -> str:
@@ -165,7 +180,7 @@ def _inside(place: Path, name: str, entry: Entry) -> Path:
 
 def _with_encoder(entry: Entry) -> Entry:
     """The entry with the encoder its files want, where the catalogue leaves that to them."""
-    if entry.encoder or entry.family == TEXT_FAMILY:
+    if entry.encoder or entry.family in (TEXT_FAMILY, *TRANSLATORS):
         return entry
     found = recognise(entry.path)
     if found.family != entry.family:

@@ -14,15 +14,29 @@ from pathlib import Path
 import torch
 
 from jpgen.backbones import load_backbone
-from jpgen.catalog import Entry
+from jpgen.catalog import TRANSLATORS, Entry
 from jpgen.emphasis import TokenEncoder, encode_weighted
 from jpgen.encoders import load_encoder
 from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
 from jpgen.metadata import read_settings
 from jpgen.models import open_model
 from jpgen.prompt.chain import normalize as normalized
-from jpgen.prompt.syntax import parse_attention
-from jpgen.types import Backbone, Conditioning, Generation, ModelInfo, Prompt, SamplingConfig, StepCallback, TextBackbone, TextEncoder, require_seed
+from jpgen.prompt.syntax import parse_attention, render
+from jpgen.translate import is_japanese, open_translator, translate_spans
+from jpgen.types import (
+    Backbone,
+    Conditioning,
+    Generation,
+    ModelInfo,
+    Prompt,
+    SamplingConfig,
+    StepCallback,
+    TextBackbone,
+    TextEncoder,
+    Translation,
+    Translator,
+    require_seed,
+)
 
 log = logging.getLogger("jpgen")
 
@@ -36,7 +50,8 @@ class Pipeline:
     """An encoder and a backbone that fit, opened once and used many times.
 
     `batch_size` pictures are sampled together; with 1 a picture never depends on its company, with more it may differ by rounding (a few of 255
-    levels in bf16). Threads take turns.
+    levels in bf16). Threads take turns. With a `translator`, prompts reach the encoder in English (route "translate"); without one, a model of
+    English alone gets them as they are (route "raw").
 
         >>> from jpgen import Pipeline
         >>> pipeline = Pipeline()
@@ -44,27 +59,41 @@ class Pipeline:
         1
     """
 
-    def __init__(self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1) -> None:
-        """Open a model of the catalogue, a local folder or a local `.safetensors` file.
+    def __init__(self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, translator: str | Path | Translator | None = None) -> None:
+        """Open a model of the catalogue, a local folder or a local `.safetensors` file, with a translator of either kind, else that of its row.
 
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
         """
         entry = open_model(model)
+        if entry.family in TRANSLATORS:
+            raise IncompatibleError(f"{entry.name} は翻訳モデルで、絵は描きません / {entry.name} is a translator: give it as translator")
         info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry), entry.commercial)
         backbone = load_backbone(entry)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
-        self._set(encoder, backbone, info, entry.route, batch_size)
+        self._set(encoder, backbone, info, entry.route, batch_size, open_translator(translator or str(entry.parts.get("translator", ""))))
 
     @classmethod
     def from_parts(
-        cls, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, *, route: str = "native", batch_size: int = 1
-    ) -> Pipeline:
+        cls, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, *, route: str = "native", batch_size: int = 1,
+        translator: Translator | None = None,
+    ) -> Pipeline:  # fmt: skip
         """A pipeline of parts that are already open (no encoder for a TextBackbone); raises IncompatibleError if they do not fit."""
         pipeline = cls.__new__(cls)
-        pipeline._set(encoder, backbone, info, route, batch_size)
+        pipeline._set(encoder, backbone, info, route, batch_size, translator)
         return pipeline
 
-    def _set(self, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, route: str, batch_size: int) -> None:
+    def with_translator(self, translator: str | Path | Translator) -> Pipeline:
+        """This pipeline with another translator: a name of the catalogue, a local folder or an open one. Its parts are shared, not opened again."""
+        pipeline = Pipeline.from_parts(
+            self.encoder, self.backbone, self.info, route=self._untranslated, batch_size=self.batch_size, translator=open_translator(translator)
+        )
+        pipeline._lock = self._lock
+        return pipeline
+
+    def _set(
+        self, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, route: str, batch_size: int,
+        translator: Translator | None,
+    ) -> None:  # fmt: skip
         if batch_size < 1:
             raise SettingError(f"batch_size={batch_size!r} は 1 以上にしてください / must be at least 1")
         if isinstance(backbone, TextBackbone) != (encoder is None):
@@ -73,7 +102,9 @@ class Pipeline:
             raise IncompatibleError(f"{backbone.name}: {wanted}")
         if encoder is not None and not isinstance(backbone, TextBackbone):
             encoder.spec.require_fit(backbone.spec, encoder.name, backbone.name)
-        self.encoder, self.backbone, self.info, self.route = encoder, backbone, info, route
+        self.encoder, self.backbone, self.info, self.translator = encoder, backbone, info, translator
+        self._untranslated = "raw" if route == "translate" else route
+        self.route = "translate" if translator else self._untranslated
         self.batch_size = batch_size
         self._lock = threading.Lock()
 
@@ -131,7 +162,8 @@ class Pipeline:
         first = _seed(seed)
         require_seed(first + count - 1)
         jobs = [(_prompt(prompt, negative, normalize, first + n), first + n) for prompt in prompts for n in range(count)]
-        return self._batches(jobs, checked, on_step)
+        read = self._translated([prompt for prompt, _ in jobs])
+        return self._batches([(prompt, seed) for prompt, (_, seed) in zip(read, jobs, strict=True)], checked, on_step)
 
     def _batches(self, jobs: list[tuple[Prompt, int]], config: SamplingConfig, on_step: StepCallback | None) -> Iterator[Generation]:
         for start in range(0, len(jobs), self.batch_size):
@@ -161,17 +193,37 @@ class Pipeline:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             if isinstance(self.backbone, TextBackbone):
                 self._warn_of_weights(prompts)
-                texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
+                texts, negatives = [prompt.seen.text for prompt in prompts], [_said(prompt.seen.negative) for prompt in prompts]
                 images = self.backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step)
             else:
-                conditioning, negative = self._encode(prompts, config.emphasis)
+                conditioning, negative = self._encode([prompt.seen for prompt in prompts], config.emphasis)
                 images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
         seconds = (time.perf_counter() - began) / len(prompts)
         return [
-            Generation(image, prompt, config, seed, self.info, self.encoder.name if self.encoder else self.backbone.name, self.route, seconds)
+            Generation(image, prompt, config, seed, self.info, (self.encoder or self.backbone).name, self._taken(prompt), seconds)
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
 
+    def _translated(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts with what is Japanese of them in English, each text translated once; as they are without a translator."""
+        translator = self.translator
+        if self.route in ("native", "adapter"):  # a prompt from another model may bring what that one saw
+            return [replace(prompt, translation=Translation()) if prompt.translation.by else prompt for prompt in prompts]
+        wanted = [i for i, prompt in enumerate(prompts) if is_japanese(prompt.text + prompt.negative) and not prompt.translation.by]
+        if translator is None or not wanted:
+            return prompts
+        rows = [(prompts[i].spans or ((prompts[i].text, 1.0),), parse_attention(prompts[i].negative)) for i in wanted]
+        with self._lock:
+            made = translate_spans(translator, [spans for row in rows for spans in row])
+        prompts = list(prompts)
+        for i, spans, unwanted in zip(wanted, made[::2], made[1::2], strict=True):
+            text = "".join(" " if span == ("BREAK", -1.0) else span[0] for span in spans)
+            prompts[i] = replace(prompts[i], translation=Translation(translator.name, text, render(unwanted), spans))
+        return prompts
+
+    def _taken(self, prompt: Prompt) -> str:
+        """The route that this prompt took: "translate" only where there was something to translate."""
+        return "translate" if prompt.translation.by else self._untranslated
 
     def _encode(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
         """Prompts and negative prompts; of an encoder whose passes have one length, both are filled to as many passes as the longest needs."""
@@ -221,15 +273,18 @@ def generate(
     scheduler: str | None = None,
     emphasis: str | None = None,
     normalize: bool = True,
+    translator: str | Path | None = None,
     on_step: StepCallback | None = None,
 ) -> Generation:
     """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
+
+    `translator` (a name of the catalogue, a local folder) puts it into English for a model that reads no Japanese.
 
     >>> from jpgen import generate
     >>> generate("夕焼けの海に浮かぶ赤い船", seed=1).image.size
     (256, 256)
     """
-    pipeline = open_pipeline(model)
+    pipeline = open_pipeline(model) if translator is None else open_pipeline(model).with_translator(translator)
     config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis)
     return pipeline.generate(prompt, negative=negative, seed=seed, config=config, normalize=normalize, on_step=on_step)
 
@@ -248,15 +303,16 @@ def generate_many(
     scheduler: str | None = None,
     emphasis: str | None = None,
     normalize: bool = True,
+    translator: str | Path | None = None,
     on_step: StepCallback | None = None,
 ) -> list[Generation]:
-    """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many`.
+    """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many` and, for `translator`, `generate`.
 
     >>> from jpgen import generate_many
     >>> [g.seed for g in generate_many(["猫", "犬"], seed=5, count=2, steps=1)]
     [5, 6, 5, 6]
     """
-    pipeline = open_pipeline(model)
+    pipeline = open_pipeline(model) if translator is None else open_pipeline(model).with_translator(translator)
     config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis)
     return pipeline.generate_many(prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, on_step=on_step)
 

@@ -1,7 +1,7 @@
 """The Japanese text towers of rinna's and Recruit's CLIP, and of rinna's CLOOB: RoBERTa with a projection and rinna's SentencePiece tokenizer.
 
 Their repositories want code of their own, for names alone: `text_model.*` is transformers' RobertaModel, `text_projection.weight` a matrix. What
-their code does beside it is done here: small letters, [CLS] before a text and nothing after it, places from 0 (RoBERTa's begin after its filling's id).
+their code does beside it is done here: small letters, [CLS] before a text and nothing after it, places from 0 (RoBERTa's begin after its filling).
 A contrastive encoder: its states are of use only to a backbone or an adapter that was trained on them.
 """
 
