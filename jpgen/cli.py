@@ -79,9 +79,10 @@ def generate_command(
         require_writable(output)
     if accept_license:
         from jpgen import models
-        from jpgen.catalog import find_model
+        from jpgen.catalog import load_catalog
+        from jpgen.merged import members
 
-        models.accept_license(find_model(model))
+        models.accept_license(*(one for name, row in load_catalog().items() if name in (model, translator) for one in members(row)))
     pipeline = open_pipeline(model) if translator is None else open_pipeline(model).with_translator(translator)
     config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis)
     for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize)):
@@ -183,10 +184,11 @@ def models_show_command(name: str, as_json: bool) -> None:
 def models_accept_command(names: tuple[str, ...]) -> None:
     """NAMES の利用条件を読んで承諾したことを記録します / record that you have read and accepted the terms of these models."""
     from jpgen.catalog import find_model
+    from jpgen.merged import members
     from jpgen.models import accept_license, license_page, restricted
 
     for entry in [find_model(name) for name in names]:
-        accepted = accept_license(entry)
+        accepted = accept_license(*members(entry))
         for one in accepted:
             click.echo(f"{one.name}: {one.license} を承諾しました / accepted ({license_page(one)})")
         if not accepted:

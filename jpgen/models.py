@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
@@ -54,12 +54,10 @@ def open_model(name: str | Path, *, on_progress: Progress | None = None) -> Entr
     entry = catalog[str(name)]
     if entry.builtin:
         return entry
-    if _is_recipe(entry):
+    if is_recipe(entry):
         raise WeightsError(
-            f"{entry.name} は配合（レシピ {entry.parts['recipe']}）で、重みは配られていません。"
-            "配合して、できたフォルダを渡すかカタログの path に書いてください / "
-            f"{entry.name} is a recipe, nobody publishes its weights: merge it (recipe {entry.parts['recipe']}), then pass the folder it makes, "
-            "or name it as path in your catalogue"
+            f"{entry.name} は配合（レシピ {entry.parts['recipe']}）で、重みは配られていません。jpgen.Pipeline か jpgen generate で開くと配合します / "
+            f"{entry.name} is a recipe, nobody publishes its weights: open it by jpgen.Pipeline or jpgen generate, which merge it"
         )
     require_licenses(entry)
     return _with_encoder(_opened(entry, on_progress))
@@ -95,7 +93,7 @@ def whereabouts(entry: Entry) -> str:
     """Where its files are: "builtin", "local", "fetched", "absent", or "recipe" (nobody publishes them: they are merged)."""
     if entry.builtin:
         return "builtin"
-    if _is_recipe(entry):
+    if is_recipe(entry):
         return "recipe"
     if any(whereabouts(base) == "absent" for base in _bases(entry)):
         return "absent"
@@ -191,7 +189,8 @@ def _with_encoder(entry: Entry) -> Entry:
     return replace(entry, encoder=found.encoder)
 
 
-def _is_recipe(entry: Entry) -> bool:
+def is_recipe(entry: Entry) -> bool:
+    """Whether nobody publishes its weights: `jpgen.merged` makes them of others."""
     return "recipe" in entry.parts and not (entry.path or entry.repo)
 
 
@@ -226,9 +225,9 @@ def restricted(entry: Entry) -> bool:
     return entry.gated or entry.commercial != "yes"
 
 
-def require_licenses(entry: Entry) -> None:
-    """Raise LicenseError, naming all that is missing, unless the terms of the entry and of its base are accepted or ask for nothing."""
-    missing = [one for one in (entry, *_bases(entry)) if restricted(one) and not license_accepted(one)]
+def require_licenses(*entries: Entry) -> None:
+    """Raise LicenseError, naming all that is missing, unless the terms of the entries and of their bases are accepted or ask for nothing."""
+    missing = _not_accepted(entries)
     if missing:
         names = " ".join(one.name for one in missing)
         told = "、".join(f"{one.name}（{one.license}、{COMMERCIAL_JA[one.commercial]}）" for one in missing)
@@ -260,14 +259,19 @@ def license_accepted(entry: Entry) -> bool:
     return isinstance(record, dict) and (record.get("license"), record.get("repo")) == (entry.license, entry.repo)
 
 
-def accept_license(entry: Entry) -> list[Entry]:
-    """Write down that the terms of the entry, and of its base, are accepted; gives those that were not yet. Raises OutputError."""
-    new = [one for one in (entry, *_bases(entry)) if restricted(one) and not license_accepted(one)]
+def accept_license(*entries: Entry) -> list[Entry]:
+    """Write down that the terms of the entries, and of their bases, are accepted; gives those that were not yet. Raises OutputError."""
+    new = _not_accepted(entries)
     if new:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         records = _records() | {one.name: {"license": one.license, "repo": one.repo, "accepted": now} for one in new}
         _write(license_file(), json.dumps(records, ensure_ascii=False, indent=2) + "\n")
     return new
+
+
+def _not_accepted(entries: Iterable[Entry]) -> list[Entry]:
+    whole = {one.name: one for entry in entries for one in (entry, *_bases(entry))}
+    return [one for one in whole.values() if restricted(one) and not license_accepted(one)]
 
 
 def _records() -> dict[str, Any]:

@@ -18,10 +18,11 @@ from jpgen.catalog import TRANSLATORS, Entry
 from jpgen.emphasis import TokenEncoder, encode_weighted
 from jpgen.encoders import load_encoder
 from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
+from jpgen.merged import open_model
 from jpgen.metadata import read_settings
-from jpgen.models import open_model
 from jpgen.prompt.chain import normalize as normalized
 from jpgen.prompt.syntax import parse_attention, render
+from jpgen.safety import sha256_of
 from jpgen.translate import is_japanese, open_translator, translate_spans
 from jpgen.types import (
     Backbone,
@@ -334,18 +335,23 @@ def load_generation(path: str | Path, *, model: str | None = None) -> Generation
 
 
 def weights_hash(entry: Entry) -> str:
-    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name: its file or folder, and its adapter."""
-    place = entry.place
-    files = {file.relative_to(place).as_posix(): file for file in place.rglob("*.safetensors")} if place.is_dir() else {place.name: place}
-    adapter = Path(str(entry.parts.get("adapter", "")))
-    if adapter.is_file():
-        files[f"adapter:{adapter.name}"] = adapter
+    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name: its file or folder, and its local parts (U-Net, adapter …)."""
+    files = _weight_files(entry.place, "")
+    for part in ("adapter", "unet", "vae", "text_encoder", "text_encoder_2"):
+        if told := entry.parts.get(part):
+            place = entry.folder / Path(str(told)).expanduser()
+            files |= _weight_files(place / part if (place / part).is_dir() else place, f"{part}:")
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(name.encode())
-        with files[name].open("rb") as data:
-            digest.update(hashlib.file_digest(data, "sha256").digest() if hasattr(hashlib, "file_digest") else hashlib.sha256(data.read()).digest())
+        digest.update(bytes.fromhex(sha256_of(files[name])))
     return digest.hexdigest()[:10]
+
+
+def _weight_files(place: Path, prefix: str) -> dict[str, Path]:
+    if place.is_dir():
+        return {prefix + file.relative_to(place).as_posix(): file for file in place.rglob("*.safetensors")}
+    return {prefix + place.name: place} if place.is_file() else {}
 
 
 def _said(negative: str) -> str:
