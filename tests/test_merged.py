@@ -188,11 +188,11 @@ def test_the_terms_of_every_member_are_asked_for_first(home: Path, monkeypatch: 
         jpgen.generate("猫", model="evo-ukiyoe")
 
 
-def test_accept_license_is_for_all_of_them(home: Path) -> None:
+def test_accept_license_is_for_all_of_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = evo(home / "toys")
     with_lora(home, averaged(toy))
     written(home, toy, local(toy))
-    os.chdir(home)
+    monkeypatch.chdir(home)
     run = ["generate", "赤い猫", "--model", "evo-ukiyoe", "--size", "64", "--steps", "1", "--seed", "1", "--json"]
     done = CliRunner().invoke(main, run)
     assert done.exit_code == 2 and "terms not accepted yet" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 """What is in the names of attention's tensors."""
