@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jpgen import models
-from jpgen.catalog import LATEST, Entry, find_model, load_catalog
-from jpgen.errors import WeightsError
+from jpgen.catalog import LATEST, TRANSLATORS, Entry, find_model, load_catalog
+from jpgen.errors import IncompatibleError, WeightsError
 from jpgen.merge.recipe import Recipe, load_recipe
 from jpgen.models import is_recipe, require_licenses
 
@@ -26,9 +26,12 @@ REVISION = 12
 def open_model(name: str | Path, *, on_progress: Progress | None = None) -> Entry:
     """As `jpgen.models.open_model`, and of a recipe its `path` is that of the base, with the merged U-Net, encoders and LoRA as its parts.
 
-    The first time four models of 5 GB are read and one is written; afterwards it is in the cache. Raises as that does, RecipeError, OutputError.
+    The first time four models of 5 GB are read and one is written; afterwards it is in the cache. Raises as that does, and IncompatibleError
+    (a translator), RecipeError, OutputError.
     """
     entry = load_catalog().get(str(name))
+    if entry and entry.family in TRANSLATORS:
+        raise IncompatibleError(f"{entry.name} は翻訳モデルで、絵は描きません / {entry.name} is a translator: give it as translator")
     if entry is None or not is_recipe(entry):
         return models.open_model(name, on_progress=on_progress)
     recipe = load_recipe(str(entry.parts["recipe"]))

@@ -245,6 +245,8 @@ COMMERCIAL_JA = {"yes": "商用可", "no": "商用不可", "ask": "商用は要�
 
 def license_page(entry: Entry) -> str:
     """Where its terms are read: its page on the hub, else its first source."""
+    if unet := entry.parts.get("unet_repo"):  # its terms are what is special: `repo` brings the rest
+        return HUB + str(unet)
     return HUB + entry.repo if entry.repo else entry.sources[0].split(" (")[0].replace("hf:", HUB) if entry.sources else entry.path
 
 

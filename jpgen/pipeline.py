@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from jpgen.backbones import load_backbone
-from jpgen.catalog import TRANSLATORS, Entry
+from jpgen.catalog import Entry
 from jpgen.emphasis import TokenEncoder, encode_weighted
 from jpgen.encoders import load_encoder
 from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
@@ -66,8 +66,6 @@ class Pipeline:
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
         """
         entry = open_model(model)
-        if entry.family in TRANSLATORS:
-            raise IncompatibleError(f"{entry.name} は翻訳モデルで、絵は描きません / {entry.name} is a translator: give it as translator")
         info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry), entry.commercial)
         backbone = load_backbone(entry)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None

@@ -184,8 +184,10 @@ def test_a_member_may_be_one_file_or_lie_under_another_name(home: Path) -> None:
 def test_the_terms_of_every_member_are_asked_for_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "fetch", lambda *_, **__: pytest.fail("fetched"))
     monkeypatch.delenv("JPGEN_CATALOG")
-    with pytest.raises(LicenseError, match="models accept evo-ukiyoe jsdxl sdxl-dpo juggernaut-xl-9"):
+    with pytest.raises(LicenseError, match=r"huggingface\.co/mhdang/dpo.*models accept evo-ukiyoe jsdxl sdxl-dpo juggernaut-xl-9"):
         jpgen.generate("猫", model="evo-ukiyoe")
+    with pytest.raises(jpgen.IncompatibleError, match="is a translator"):
+        jpgen.generate("猫", model="opus-mt-ja-en")
 
 
 def test_accept_license_is_for_all_of_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
