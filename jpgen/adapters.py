@@ -212,7 +212,8 @@ def _said(prompt: Prompt, names: Iterable[str]) -> list[str]:
     plain = [name for name in names if "/" not in name]
     if not plain:
         return []
-    spans = [*(prompt.spans or ((prompt.text, 1.0),)), *parse_attention(prompt.negative)]  # as the encoder sees them
+    seen = prompt.seen
+    spans = [*(seen.spans or ((seen.text, 1.0),)), *parse_attention(seen.negative)]
     said = {found[0].lower() for text, _ in spans for found in names_pattern(plain).finditer(_nfc(text))}
     return [name for name in plain if name.lower() in said]
 

@@ -61,6 +61,7 @@ def main() -> None:
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="LoRA のファイルか名前と重み（何度でも） / a LoRA and its weight")
 @click.option("--clip-skip", type=int, help="エンコーダの最後から何番目の層を読むか（1: 最後） / which layer of CLIP, from its end")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
+@click.option("--translator", help="英語しか読まないモデルに使う翻訳モデル（名前かフォルダ） / translator, for models of English alone")
 @click.option("--accept-license", is_flag=True, help="モデルの利用条件を読み、承諾したことを記録する / record that you accept the model's terms")
 @click.option("--init", type=click.Path(path_type=Path), help="元にする絵 / a picture to begin from")
 @click.option("--strength", type=float, help="元の絵をどれだけ描き直すか 0〜1（既定 0.6） / how much of it is drawn anew (0.6)")
@@ -73,7 +74,7 @@ def main() -> None:
 @explained
 def generate_command(
     prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
-    scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, accept_license: bool,
+    scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, translator: str | None, accept_license: bool,
     as_json: bool, loras: tuple[str, ...], clip_skip: int | None, init: Path | None, strength: float | None, mask: Path | None,
     control: tuple[str, ...], upscale: float, tile: bool, vae: Path | None,
 ) -> None:
@@ -83,17 +84,18 @@ def generate_command(
 
     from jpgen.adapters import parse_loras
     from jpgen.metadata import file_name, require_writable
-    from jpgen.pipeline import open_pipeline
+    from jpgen.pipeline import opened
 
     total = len(prompts) * max(count, 1)
     if output is not None:
         require_writable(output)
     if accept_license:
         from jpgen import models
-        from jpgen.catalog import find_model
+        from jpgen.catalog import load_catalog
+        from jpgen.merged import members
 
-        models.accept_license(find_model(model))
-    pipeline = open_pipeline(model) if vae is None else open_pipeline(model, vae)
+        models.accept_license(*(one for name, row in load_catalog().items() if name in (model, translator) for one in members(row)))
+    pipeline = opened(model, vae=vae, translator=translator)
     sources = _sources(init, strength, mask, control, upscale, tile)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
@@ -160,7 +162,7 @@ def models_group(context: click.Context, as_json: bool) -> None:
 @explained
 def models_show_command(name: str, as_json: bool) -> None:
     """NAME について分かっていること。未確認のものには印を付けます / what is known of a model; what is not verified is marked."""
-    from jpgen.catalog import find_model
+    from jpgen.catalog import TRANSLATORS, find_model
     from jpgen.models import license_accepted, license_page, restricted, whereabouts
     from jpgen.types import plain_data
 
@@ -169,7 +171,7 @@ def models_show_command(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**plain_data(entry), "where": where, "restricted": asked, "accepted": accepted}, ensure_ascii=False))
         return
-    settings = " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
+    settings = "" if entry.family in TRANSLATORS else " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
     terms = "" if not asked else "、承諾済み / accepted" if accepted else f"、未承諾 / not accepted: jpgen models accept {name}"
     rows = [
         ("場所 / where", f"{WHERE[where]} / {where}"),
@@ -178,7 +180,7 @@ def models_show_command(name: str, as_json: bool) -> None:
         ("読む所 / read it at", license_page(entry) if asked else ""),
         ("同意 / gated", "ハブでの同意とログインが要る / terms to accept on the hub, and a login" if entry.gated else ""),
         ("系統 / family", f"{entry.family}{f', {entry.encoder}' if entry.encoder else ''}"),
-        ("日本語 / Japanese", entry.route),
+        ("日本語 / Japanese", "" if entry.family in TRANSLATORS else entry.route),
         ("既定 / default", settings),
         ("部品 / parts", " ".join(f"{key}={value}" for key, value in entry.parts.items())),
         ("ファイル / files", " ".join(entry.files)),
@@ -198,10 +200,11 @@ def models_show_command(name: str, as_json: bool) -> None:
 def models_accept_command(names: tuple[str, ...]) -> None:
     """NAMES の利用条件を読んで承諾したことを記録します / record that you have read and accepted the terms of these models."""
     from jpgen.catalog import find_model
+    from jpgen.merged import members
     from jpgen.models import accept_license, license_page, restricted
 
     for entry in [find_model(name) for name in names]:
-        accepted = accept_license(entry)
+        accepted = accept_license(*members(entry))
         for one in accepted:
             click.echo(f"{one.name}: {one.license} を承諾しました / accepted ({license_page(one)})")
         if not accepted:

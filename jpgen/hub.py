@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.util
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from jpgen.errors import JpgenError, LicenseError, WeightsError
-from jpgen.safety import PICKLES, read_json, refuse_pickle
+from jpgen.safety import PICKLES, read_json, refuse_pickle, sha256_of
 
 Progress = Callable[[int, int], None]
 """Called while files arrive with the bytes that are here and the bytes there will be."""
@@ -28,7 +27,6 @@ STOCK = ("diffusers", "transformers")
 """Libraries whose classes a model may name."""
 
 _GLOB = re.compile(r"[*?\[]")
-_CHUNK = 4 << 20
 
 
 def fetch(
@@ -247,42 +245,15 @@ def _matches(path: Path, folder: Path, pattern: str) -> bool:
 
 
 def _require_hash(path: Path, wanted: str) -> None:
-    """Raise WeightsError unless the file has this SHA-256. That it had is noted, with its size and time, so that it is read through only once."""
+    """Raise WeightsError unless the file has this SHA-256."""
+    found = sha256_of(path)
+    if found == wanted.lower():
+        return
     real = path.resolve()
-    state = real.stat()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    cache = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    note = cache / "jpgen" / "hashes" / hashlib.sha256(os.fsencode(real)).hexdigest()
-    line = f"{wanted.lower()} {state.st_size} {state.st_mtime_ns}\n"
-    try:
-        if note.read_text("ascii") == line:
-            return
-    except (OSError, UnicodeDecodeError):
-        pass
-    digest = hashlib.sha256()
-    try:
-        with real.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise WeightsError(f"{path} を読めません / cannot read {path}: {error.strerror or error}") from error
-    if digest.hexdigest() != wanted.lower():
-        damaged = re.fullmatch(r"[0-9a-f]{64}", real.name) and real.name != digest.hexdigest()  # the cache names large files by the hub's own hash
-        advice = (
-            f"it was damaged on the way: delete {real} and run it again"
-            if damaged
-            else "the repository has changed: pin another revision, or do not use it"
-        )
-        raise WeightsError(
-            f"{path} の SHA-256 が違うので使いません / not used, wrong SHA-256 of {path}: got {digest.hexdigest()}, wanted {wanted.lower()}; {advice}"
-        )
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f".{note.name}.{os.getpid()}.tmp")
-        partial.write_text(line, "ascii")
-        os.replace(partial, note)
-    except OSError:  # then it is hashed again next time
-        pass
+    damaged = re.fullmatch(r"[0-9a-f]{64}", real.name) and real.name != found  # the cache names large files by the hub's own hash
+    changed = "the repository has changed: pin another revision, or do not use it"
+    advice = f"it was damaged on the way: delete {real} and run it again" if damaged else changed
+    raise WeightsError(f"{path} の SHA-256 が違うので使いません / not used, wrong SHA-256 of {path}: got {found}, wanted {wanted.lower()}; {advice}")
 
 
 def _bars(report: Progress, total: int) -> type[Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jpgen.catalog import LATEST, Entry, find_model, load_catalog, xdg_folder
+from jpgen.catalog import LATEST, TRANSLATORS, Entry, find_model, load_catalog, xdg_folder
 from jpgen.errors import IncompatibleError, LicenseError, OutputError, UnknownNameError, WeightsError
 
 if TYPE_CHECKING:
     from jpgen.hub import Progress
+    from jpgen.layout import Layout
 
 HUB = "https://huggingface.co/"
 WEIGHTS = "*.safetensors"
@@ -24,6 +25,12 @@ PIPELINE_FILES = ("model_index.json", *(f"*/*{ending}" for ending in (".safetens
 
 TEXT_FAMILY = "diffusers"
 """The family whose pipelines encode the text themselves, with the classes that the model's files name."""
+
+ENGLISH = ("clip", "sdxl", "t5", "flux", "")
+"""Encoders that read English alone, unless their files show otherwise ("": whatever the pipeline of the family `diffusers` brings)."""
+
+SENTENCEPIECE = ("spiece.model", "sentencepiece.model", "tokenizer.model", "spm.model")
+"""What Japanese tokenizers are called in place of CLIP's."""
 
 REPO = "_repo"
 """Ends the name of a part that is a repository of its own: `vae_repo` is fetched, and its local folder becomes the part `vae`."""
@@ -47,12 +54,10 @@ def open_model(name: str | Path, *, on_progress: Progress | None = None) -> Entr
     entry = catalog[str(name)]
     if entry.builtin:
         return entry
-    if _is_recipe(entry):
+    if is_recipe(entry):
         raise WeightsError(
-            f"{entry.name} は配合（レシピ {entry.parts['recipe']}）で、重みは配られていません。"
-            "配合して、できたフォルダを渡すかカタログの path に書いてください / "
-            f"{entry.name} is a recipe, nobody publishes its weights: merge it (recipe {entry.parts['recipe']}), then pass the folder it makes, "
-            "or name it as path in your catalogue"
+            f"{entry.name} は配合（レシピ {entry.parts['recipe']}）で、重みは配られていません。jpgen.Pipeline か jpgen generate で開くと配合します / "
+            f"{entry.name} is a recipe, nobody publishes its weights: open it by jpgen.Pipeline or jpgen generate, which merge it"
         )
     require_licenses(entry)
     return _with_encoder(_opened(entry, on_progress))
@@ -85,15 +90,23 @@ def recognise(path: str | Path) -> Entry:
     name = place.stem if place.is_file() else place.name
     return Entry(
         name, layout.family, encoder=layout.encoder, path=str(place), revision="local", license="unknown (local files)", title=str(place),
-        default=layout.default, unverified=("条件が未確認の手元のファイル / local files whose terms are not known",),
+        default=layout.default, route=_route(place, layout), unverified=("条件が未確認の手元のファイル / local files whose terms are not known",),
     )  # fmt: skip
+
+
+def _route(place: Path, layout: Layout) -> str:
+    """How Japanese reaches local files: not through encoders of English, but for CLIP's with a SentencePiece model in place of its tokenizer."""
+    if layout.encoder not in ENGLISH:
+        return "native"
+    japanese = layout.encoder in ("clip", "sdxl") and place.is_dir() and any((place / "tokenizer" / name).is_file() for name in SENTENCEPIECE)
+    return "native" if japanese else "translate"
 
 
 def whereabouts(entry: Entry) -> str:
     """Where its files are: "builtin", "local", "fetched", "absent", or "recipe" (nobody publishes them: they are merged)."""
     if entry.builtin:
         return "builtin"
-    if _is_recipe(entry):
+    if is_recipe(entry):
         return "recipe"
     if any(whereabouts(base) == "absent" for base in _bases(entry)):
         return "absent"
@@ -178,7 +191,7 @@ def _inside(place: Path, name: str, entry: Entry) -> Path:
 
 def _with_encoder(entry: Entry) -> Entry:
     """The entry with the encoder its files want, where the catalogue leaves that to them."""
-    if entry.encoder or entry.family == TEXT_FAMILY:
+    if entry.encoder or entry.family in (TEXT_FAMILY, *TRANSLATORS):
         return entry
     found = recognise(entry.path)
     if found.family != entry.family:
@@ -189,7 +202,8 @@ def _with_encoder(entry: Entry) -> Entry:
     return replace(entry, encoder=found.encoder)
 
 
-def _is_recipe(entry: Entry) -> bool:
+def is_recipe(entry: Entry) -> bool:
+    """Whether nobody publishes its weights: `jpgen.merged` makes them of others."""
     return "recipe" in entry.parts and not (entry.path or entry.repo)
 
 
@@ -224,9 +238,9 @@ def restricted(entry: Entry) -> bool:
     return entry.gated or entry.commercial != "yes"
 
 
-def require_licenses(entry: Entry) -> None:
-    """Raise LicenseError, naming all that is missing, unless the terms of the entry and of its base are accepted or ask for nothing."""
-    missing = [one for one in (entry, *_bases(entry)) if restricted(one) and not license_accepted(one)]
+def require_licenses(*entries: Entry) -> None:
+    """Raise LicenseError, naming all that is missing, unless the terms of the entries and of their bases are accepted or ask for nothing."""
+    missing = _not_accepted(entries)
     if missing:
         names = " ".join(one.name for one in missing)
         told = "、".join(f"{one.name}（{one.license}、{COMMERCIAL_JA[one.commercial]}）" for one in missing)
@@ -244,6 +258,8 @@ COMMERCIAL_JA = {"yes": "商用可", "no": "商用不可", "ask": "商用は要�
 
 def license_page(entry: Entry) -> str:
     """Where its terms are read: its page on the hub, else its first source."""
+    if unet := entry.parts.get("unet_repo"):  # its terms are what is special: `repo` brings the rest
+        return HUB + str(unet)
     return HUB + entry.repo if entry.repo else entry.sources[0].split(" (")[0].replace("hf:", HUB) if entry.sources else entry.path
 
 
@@ -258,14 +274,19 @@ def license_accepted(entry: Entry) -> bool:
     return isinstance(record, dict) and (record.get("license"), record.get("repo")) == (entry.license, entry.repo)
 
 
-def accept_license(entry: Entry) -> list[Entry]:
-    """Write down that the terms of the entry, and of its base, are accepted; gives those that were not yet. Raises OutputError."""
-    new = [one for one in (entry, *_bases(entry)) if restricted(one) and not license_accepted(one)]
+def accept_license(*entries: Entry) -> list[Entry]:
+    """Write down that the terms of the entries, and of their bases, are accepted; gives those that were not yet. Raises OutputError."""
+    new = _not_accepted(entries)
     if new:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         records = _records() | {one.name: {"license": one.license, "repo": one.repo, "accepted": now} for one in new}
         _write(license_file(), json.dumps(records, ensure_ascii=False, indent=2) + "\n")
     return new
+
+
+def _not_accepted(entries: Iterable[Entry]) -> list[Entry]:
+    whole = {one.name: one for entry in entries for one in (entry, *_bases(entry))}
+    return [one for one in whole.values() if restricted(one) and not license_accepted(one)]
 
 
 def _records() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import threading
@@ -23,11 +24,14 @@ from jpgen.emphasis import TokenEncoder, encode_weighted
 from jpgen.encoders import load_encoder
 from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
 from jpgen.lora import Adapter
+from jpgen.merged import open_model
 from jpgen.metadata import read_settings
-from jpgen.models import open_model, with_vae
+from jpgen.models import with_vae
 from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlarged, file_hash
 from jpgen.prompt.chain import normalize as normalized
-from jpgen.prompt.syntax import parse_attention
+from jpgen.prompt.syntax import parse_attention, render
+from jpgen.safety import sha256_of
+from jpgen.translate import is_japanese, open_translator, translate_spans
 from jpgen.types import (
     NO_INPUTS,
     Backbone,
@@ -42,6 +46,8 @@ from jpgen.types import (
     StepCallback,
     TextBackbone,
     TextEncoder,
+    Translation,
+    Translator,
     require_seed,
 )
 
@@ -57,7 +63,8 @@ class Pipeline:
     """An encoder and a backbone that fit, opened once and used many times.
 
     `batch_size` pictures are sampled together; with 1 a picture never depends on its company, with more it may differ by rounding (a few of 255
-    levels in bf16). Threads take turns.
+    levels in bf16). Threads take turns. With a `translator`, prompts reach the encoder in English (route "translate"); without one, a model of
+    English alone gets them as they are (route "raw").
 
         >>> from jpgen import Pipeline
         >>> pipeline = Pipeline()
@@ -69,11 +76,12 @@ class Pipeline:
     """The hash of an autoencoder in the place of the model's own."""
 
     def __init__(
-        self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, vae: str | Path | None = None, lora_folder: Path | None = None,
-        embedding_folder: Path | None = None,
+        self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, vae: str | Path | None = None,
+        translator: str | Path | Translator | None = None, lora_folder: Path | None = None, embedding_folder: Path | None = None,
     ) -> None:  # fmt: skip
-        """Open a model of the catalogue, a local folder or a local `.safetensors` file; `vae` (a folder or file) takes its autoencoder's place.
+        """Open a model of the catalogue, a local folder or a local `.safetensors` file.
 
+        `vae` (a folder or file) takes the place of its autoencoder; `translator` (a name, a folder or an open one) that of the one its row names.
         Names of LoRAs and embeddings are looked up in their folders (else $JPGEN_LORAS and $JPGEN_EMBEDDINGS, else folders in $XDG_DATA_HOME/jpgen).
 
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
@@ -84,19 +92,29 @@ class Pipeline:
             entry, self.vae_hash = with_vae(entry, vae), file_hash(Path(vae))
         backbone = load_backbone(entry)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
-        self._set(encoder, backbone, info, entry.route, batch_size)
+        self._set(encoder, backbone, info, entry.route, batch_size, open_translator(translator or str(entry.parts.get("translator", ""))))
         self._adapters = Adapters(info.name, encoder, backbone, loras=lora_folder, embeddings=embedding_folder)
 
     @classmethod
     def from_parts(
-        cls, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, *, route: str = "native", batch_size: int = 1
-    ) -> Pipeline:
+        cls, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, *, route: str = "native", batch_size: int = 1,
+        translator: Translator | None = None,
+    ) -> Pipeline:  # fmt: skip
         """A pipeline of parts that are already open (no encoder for a TextBackbone); raises IncompatibleError if they do not fit."""
         pipeline = cls.__new__(cls)
-        pipeline._set(encoder, backbone, info, route, batch_size)
+        pipeline._set(encoder, backbone, info, route, batch_size, translator)
         return pipeline
 
-    def _set(self, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, route: str, batch_size: int) -> None:
+    def with_translator(self, translator: str | Path | Translator) -> Pipeline:
+        """This pipeline with another translator: a name of the catalogue, a local folder or an open one. Its parts are shared, not opened again."""
+        pipeline = copy.copy(self)
+        pipeline.translator, pipeline.route = open_translator(translator), "translate"
+        return pipeline
+
+    def _set(
+        self, encoder: TextEncoder | None, backbone: Backbone | TextBackbone, info: ModelInfo, route: str, batch_size: int,
+        translator: Translator | None,
+    ) -> None:  # fmt: skip
         if batch_size < 1:
             raise SettingError(f"batch_size={batch_size!r} は 1 以上にしてください / must be at least 1")
         if isinstance(backbone, TextBackbone) != (encoder is None):
@@ -105,7 +123,9 @@ class Pipeline:
             raise IncompatibleError(f"{backbone.name}: {wanted}")
         if encoder is not None and not isinstance(backbone, TextBackbone):
             encoder.spec.require_fit(backbone.spec, encoder.name, backbone.name)
-        self.encoder, self.backbone, self.info, self.route = encoder, backbone, info, route
+        self.encoder, self.backbone, self.info, self.translator = encoder, backbone, info, translator
+        self._untranslated = "raw" if route == "translate" else route
+        self.route = "translate" if translator else self._untranslated
         self.batch_size = batch_size
         self._adapters = Adapters(info.name, encoder, backbone)
         self._lock = threading.Lock()
@@ -196,7 +216,8 @@ class Pipeline:
         require_seed(first + count - 1)
         sources = Sources(init, tuple(controls), tile, upscale, upscale_strength).checked(checked, self.backbone)
         jobs = [(_prompt(prompt, negative, normalize, first + n), first + n) for prompt in prompts for n in range(count)]
-        adapted, adapters = self._adapters.named([prompt for prompt, _ in jobs], loras or {})
+        read = self._translated([prompt for prompt, _ in jobs])
+        adapted, adapters = self._adapters.named(read, loras or {})
         self._adapters.require(adapted, checked.clip_skip)
         jobs = [(prompt, seed) for prompt, (_, seed) in zip(adapted, jobs, strict=True)]
         return self._batches(jobs, checked, on_step, adapters, sources, sources.record(self.vae_hash))
@@ -242,7 +263,7 @@ class Pipeline:
         seconds = (time.perf_counter() - began) / len(prompts)
         encoder = self.encoder.name if self.encoder else self.backbone.name
         return [
-            Generation(image, prompt, config, seed, self.info, encoder, self.route, seconds, self._adapters.infos(prompt, adapters), inputs)
+            Generation(image, prompt, config, seed, self.info, encoder, self._taken(prompt), seconds, self._adapters.infos(prompt, adapters), inputs)
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
 
@@ -253,12 +274,33 @@ class Pipeline:
         backbone: Any = self.backbone  # which takes what `checked` found that it takes
         if isinstance(self.backbone, TextBackbone):
             self._warn_of_weights(prompts)
-            texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
+            texts, negatives = [prompt.seen.text for prompt in prompts], [_said(prompt.seen.negative) for prompt in prompts]
             images: list[Image.Image] = backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step, **more)
         else:
-            conditioning, negative = self._encode(prompts, config)
+            conditioning, negative = self._encode([prompt.seen for prompt in prompts], config)
             images = backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step, **more)
         return images
+
+    def _translated(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts with what is Japanese of them in English, each text translated once; as they are without a translator."""
+        translator = self.translator
+        if self.route in ("native", "adapter"):  # a prompt from another model may bring what that one saw
+            return [replace(prompt, translation=Translation()) if prompt.translation.by else prompt for prompt in prompts]
+        wanted = [i for i, prompt in enumerate(prompts) if is_japanese(prompt.text + prompt.negative) and not prompt.translation.by]
+        if translator is None or not wanted:
+            return prompts
+        rows = [(prompts[i].spans or ((prompts[i].text, 1.0),), parse_attention(prompts[i].negative)) for i in wanted]
+        with self._lock:
+            made = translate_spans(translator, [spans for row in rows for spans in row])
+        prompts = list(prompts)
+        for i, spans, unwanted in zip(wanted, made[::2], made[1::2], strict=True):
+            text = "".join(" " if span == ("BREAK", -1.0) else span[0] for span in spans)
+            prompts[i] = replace(prompts[i], translation=Translation(translator.name, text, render(unwanted), spans))
+        return prompts
+
+    def _taken(self, prompt: Prompt) -> str:
+        """The route that this prompt took: "translate" only where there was something to translate."""
+        return "translate" if prompt.translation.by else self._untranslated
 
     def _enlarged(
         self, images: Sequence[Image.Image], prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int],
@@ -321,6 +363,7 @@ def generate(
     emphasis: str | None = None,
     clip_skip: int | None = None,
     normalize: bool = True,
+    translator: str | Path | None = None,
     loras: Loras | None = None,
     on_step: StepCallback | None = None,
     init: InitImage | None = None,
@@ -332,11 +375,13 @@ def generate(
 ) -> Generation:
     """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
 
+    `translator` (a name of the catalogue, a local folder) puts it into English for a model that reads no Japanese.
+
     >>> from jpgen import generate
     >>> generate("夕焼けの海に浮かぶ赤い船", seed=1).image.size
     (256, 256)
     """
-    pipeline = _opened(model, vae)
+    pipeline = opened(model, vae=vae, translator=translator)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
     )
@@ -361,6 +406,7 @@ def generate_many(
     emphasis: str | None = None,
     clip_skip: int | None = None,
     normalize: bool = True,
+    translator: str | Path | None = None,
     loras: Loras | None = None,
     on_step: StepCallback | None = None,
     init: InitImage | None = None,
@@ -370,13 +416,13 @@ def generate_many(
     upscale_strength: float = UPSCALE_STRENGTH,
     vae: str | Path | None = None,
 ) -> list[Generation]:
-    """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many`.
+    """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many` and, for `translator`, `generate`.
 
     >>> from jpgen import generate_many
     >>> [g.seed for g in generate_many(["猫", "犬"], seed=5, count=2, steps=1)]
     [5, 6, 5, 6]
     """
-    pipeline = _opened(model, vae)
+    pipeline = opened(model, vae=vae, translator=translator)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
     )
@@ -397,7 +443,7 @@ def load_generation(
     """
     settings = read_settings(Path(path))
     given = Sources(init, tuple(controls)).repeating(settings.inputs)
-    pipeline = _opened(model or settings.model, vae)
+    pipeline = opened(model or settings.model, vae=vae)
     if model is None and pipeline.info.weights_hash != settings.weights_hash:
         raise MetadataError(
             f"{path} を作った {settings.model}@{settings.revision} の重みは今のもの（@{pipeline.info.revision}）と違います。"
@@ -415,23 +461,30 @@ def load_generation(
     return pipeline._batch([prompt], config, [require_seed(settings.seed)], None, adapters, sources, settings.inputs)[0]
 
 
-def _opened(model: str | Path, vae: str | Path | None) -> Pipeline:
-    return open_pipeline(model) if vae is None else open_pipeline(model, vae)
+def opened(model: str | Path, *, vae: str | Path | None = None, translator: str | Path | None = None) -> Pipeline:
+    """What `open_pipeline` keeps open of this model and autoencoder, with a translator if there is to be one."""
+    pipeline = open_pipeline(model) if vae is None else open_pipeline(model, vae)
+    return pipeline if translator is None else pipeline.with_translator(translator)
 
 
 def weights_hash(entry: Entry) -> str:
-    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name: its file or folder, and its adapter."""
-    place = entry.place
-    files = {file.relative_to(place).as_posix(): file for file in place.rglob("*.safetensors")} if place.is_dir() else {place.name: place}
-    adapter = Path(str(entry.parts.get("adapter", "")))
-    if adapter.is_file():
-        files[f"adapter:{adapter.name}"] = adapter
+    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name: its file or folder, and its local parts (U-Net, adapter …)."""
+    files = _weight_files(entry.place, "")
+    for part in ("adapter", "unet", "vae", "text_encoder", "text_encoder_2"):
+        if told := entry.parts.get(part):
+            place = entry.folder / Path(str(told)).expanduser()
+            files |= _weight_files(place / part if (place / part).is_dir() else place, f"{part}:")
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(name.encode())
-        with files[name].open("rb") as data:
-            digest.update(hashlib.file_digest(data, "sha256").digest() if hasattr(hashlib, "file_digest") else hashlib.sha256(data.read()).digest())
+        digest.update(bytes.fromhex(sha256_of(files[name])))
     return digest.hexdigest()[:10]
+
+
+def _weight_files(place: Path, prefix: str) -> dict[str, Path]:
+    if place.is_dir():
+        return {prefix + file.relative_to(place).as_posix(): file for file in place.rglob("*.safetensors")}
+    return {prefix + place.name: place} if place.is_file() else {}
 
 
 def _said(negative: str) -> str:

@@ -6,6 +6,7 @@ Here only the first two are read, and they are believed only where they agree wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -30,6 +31,11 @@ BITS = {
     "F4": 4,
 }
 """Bits a value of each type that torch can hold."""
+
+NOTED_FROM = 64 << 20
+"""Bytes from which the hash of a file is noted."""
+
+CHUNK = 4 << 20
 
 _START = 512
 """Bytes looked at to tell what a file is that is no safetensors."""
@@ -137,6 +143,41 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(text) > MAX_HEADER:
         raise WeightsError(f"{path} は大きすぎます / is longer than {MAX_HEADER} bytes: no file of a model")
     return _object(path, text)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits; raises WeightsError if it cannot be read.
+
+    Of a large file it is noted, with the file's size and time, so that it is read through only once.
+    """
+    try:
+        real = path.resolve()
+        state = real.stat()
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        cache = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
+        note = cache / "jpgen" / "hashes" / hashlib.sha256(os.fsencode(real)).hexdigest()
+        of = f"{state.st_size} {state.st_mtime_ns}"
+        try:
+            noted, _, told = note.read_text("ascii").strip().partition(" ")
+            if told == of and len(noted) == 64:
+                return noted
+        except (OSError, UnicodeDecodeError):
+            pass
+        digest = hashlib.sha256()
+        with real.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise WeightsError(f"{path} を読めません / cannot read {path}: {error.strerror or error}") from error
+    if state.st_size >= NOTED_FROM:
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            partial = note.with_name(f".{note.name}.{os.getpid()}.tmp")
+            partial.write_text(f"{digest.hexdigest()} {of}\n", "ascii")
+            os.replace(partial, note)
+        except OSError:  # then it is hashed again next time
+            pass
+    return digest.hexdigest()
 
 
 def _refuse_other_kinds(path: Path, start: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -31,12 +31,26 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Translation:
+    """What a prompt says in English, for an encoder that reads no Japanese; `spans` and `negative` are as those of Prompt.
+
+    `by` names the translator; "": nothing was translated.
+    """
+
+    by: str = ""
+    text: str = ""
+    negative: str = ""
+    spans: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What was typed, what an encoder sees, and what must not appear.
 
     `spans` are the pieces of `text` with their attention weights (1.0: as it is) and ("BREAK", -1.0) where a new window begins; `loras` are the
     adapters named in the text with their weights; `schedule` is a text whose words change between steps, as typed; `written` is the text with its
-    weights, windows and adapters in the notation of stable-diffusion-webui; `notes` tell a person what stayed ambiguous.
+    weights, windows and adapters in the notation of stable-diffusion-webui; `notes` tell a person what stayed ambiguous; `translation` is what the
+    encoder saw in place of `text`, `spans` and `negative` where they were put into English.
     """
 
     source: str
@@ -48,10 +62,20 @@ class Prompt:
     loras: tuple[tuple[str, float], ...] = ()
     schedule: str = ""
     written: str = ""
+    translation: Translation = Translation()
+
+    @property
+    def seen(self) -> Prompt:
+        """The prompt as an encoder sees it: itself, or with its translation in place."""
+        if not self.translation.by:
+            return self
+        return replace(self, text=self.translation.text, negative=self.translation.negative, spans=self.translation.spans)
 
     def explain(self) -> str:
         """A line per edit and note, in Japanese."""
         lines = [f"{edit.rule}: 「{edit.before}」→「{edit.after}」" for edit in self.edits]
+        if self.translation.by:
+            lines.append(f"translate ({self.translation.by}): 「{self.text}」→「{self.translation.text}」")
         return "\n".join([*lines, *(f"注: {note}" for note in self.notes)])
 
 

@@ -85,7 +85,8 @@ def test_the_doctor(run: Callable[..., Result]) -> None:
 def test_listing_models_loads_no_torch() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from jpgen.cli import main; "
-        "done = [CliRunner().invoke(main, a.split()).exit_code for a in ('models', 'models show jsdxl', 'models --json')]; "
+        "done = [CliRunner().invoke(main, a.split()).exit_code for a in ('models', 'models show evo-ukiyoe', 'models --json')]; "
+        "import jpgen.merged; "
         "print(done, [m for m in ('torch', 'diffusers', 'transformers', 'huggingface_hub', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

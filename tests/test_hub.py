@@ -141,16 +141,18 @@ def test_damage_in_the_cache_is_told_from_a_changed_repository(hub: Hub, tmp_pat
 
 
 def test_a_hash_is_computed_once_and_again_when_the_file_changes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jpgen.safety.NOTED_FROM", 100_000)
     folder = fetch("owner/model", revision=COMMIT, sha256={WEIGHTS: DIGEST.upper()})
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, dry_run=False, **__: [] if dry_run else str(folder))
     with monkeypatch.context() as once:
-        once.setattr("jpgen.hub._CHUNK", "not read")
+        once.setattr("jpgen.safety.CHUNK", "not read")
         fetch("owner/model", revision=COMMIT, sha256={WEIGHTS: DIGEST})
     (folder / WEIGHTS).write_bytes(bytes(299_999) + b"\1")
     refused("wrong SHA-256", sha256={WEIGHTS: DIGEST})
 
 
 def test_hashes_need_no_place_to_note_them(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jpgen.safety.NOTED_FROM", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     fetch("owner/model", revision=COMMIT, sha256={WEIGHTS: DIGEST})
 

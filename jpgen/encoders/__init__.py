@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jpgen.compute import best_dtype
-from jpgen.errors import UnknownNameError
+from jpgen.errors import UnknownNameError, WeightsError
 from jpgen.safety import check_safetensors
 from jpgen.types import TextEncoder
 from jpgen.weights import find_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTS = frozenset({"embeddings", "single_file", "tokenizers"})
 """Files here that are parts of encoders."""
@@ -28,6 +33,21 @@ def checked_variant(folder: Path) -> str | None:
     for file in files:
         check_safetensors(file)
     return next((variant for variant in ("fp16", "bf16") if f".{variant}" in files[0].name), None)
+
+
+def fill(model: Any, state: Mapping[str, Tensor], place: Path) -> None:
+    """Give a module that was built on the meta device its tensors, of which more may be there than it wants; raises WeightsError.
+
+    Buffers that are no weights (position ids) stay on the meta device: the caller makes them.
+    """
+    names = model.state_dict().keys()
+    if missing := sorted(name for name in names if name not in state):
+        raise WeightsError(f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config; fetch the model again")
+    try:
+        model.load_state_dict({name: state[name] for name in names}, assign=True)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise WeightsError(f"{place}: エンコーダの重みが合いません / the encoder's weights do not match its config: {why}") from error
 
 
 def load_encoder(kind: str, folder: Path, **parts: str | int | float | bool) -> TextEncoder:

@@ -38,7 +38,7 @@ class LlmEncoder:
         tokenizer.encode_special_tokens = True  # as text
         self._hidden_layer = hidden_layer
         self.spec = ConditioningSpec(width=model.config.hidden_size)
-        begin, end = _specials(tokenizer)
+        begin, end = specials(tokenizer)
         length = min(max_tokens, model.config.max_position_embeddings) - len(begin) - len(end)
         if length < 1:
             raise SettingError(f"max_tokens={max_tokens} は小さすぎます / leaves no room for text between {len(begin)} and {len(end)} special tokens")
@@ -60,7 +60,7 @@ class LlmEncoder:
         return encode_weighted(self, [[(text, 1.0)] for text in texts])
 
 
-def _specials(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def specials(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the tokenizer puts before and after a text."""
     plain, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
     start = next((i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain), 0)

@@ -28,6 +28,7 @@ ENDS = {
     "T5Tokenizer": (False, True, "eos_token"), "T5TokenizerFast": (False, True, "eos_token"),
     "LlamaTokenizer": (True, False, "eos_token"), "LlamaTokenizerFast": (True, False, "eos_token"),
     "AlbertTokenizer": (True, True, "sep_token"), "AlbertTokenizerFast": (True, True, "sep_token"),
+    "GemmaTokenizer": (True, False, "eos_token"), "GemmaTokenizerFast": (True, False, "eos_token"),
     "XLMRobertaTokenizer": (True, True, "eos_token"), "CamembertTokenizer": (True, True, "eos_token"),
 }  # fmt: skip
 """What each class of tokenizer_config.json puts around a text: its begin, its end, and what it calls the end."""
@@ -65,17 +66,22 @@ class SentencePieceTokenizer:
         max_length: int = 77,
         lower: bool = False,
     ) -> None:
-        self._model = model
+        self.model = model
         self._lower = lower
         self.begin, self.end, self.pad, self.max_length = begin, end, pad, max_length
 
     def __len__(self) -> int:
-        return int(self._model.get_piece_size())
+        return int(self.model.get_piece_size())
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text, whole, without begin and end."""
-        ids: list[int] = self._model.encode(text.lower() if self._lower else text)
+        ids: list[int] = self.model.encode(text.lower() if self._lower else text)
         return ids
+
+    def id_of(self, piece: str) -> int | None:
+        """The id of a piece, None if there is no such piece."""
+        found = int(self.model.piece_to_id(piece))
+        return found if self.model.id_to_piece(found) == piece else None
 
 
 class ClipTokenizer:
