@@ -202,7 +202,7 @@ def _hashes(adapters: tuple[AdapterInfo, ...]) -> dict[str, str]:
     """The hashes of adapters as A1111 writes them: `Lora hashes: "name: hash, …"`, `TI hashes: …`."""
     kinds = {"Lora hashes": "lora", "TI hashes": "embedding"}
     told = {key: ", ".join(f"{one.name}: {one.hash}" for one in adapters if one.kind == kind) for key, kind in kinds.items()}
-    return {key: f'"{value}"' for key, value in told.items() if value}
+    return {key: value for key, value in told.items() if value}
 
 
 def _input_pairs(inputs: Inputs) -> dict[str, str]:

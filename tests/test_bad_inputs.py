@@ -87,7 +87,7 @@ def test_a_lora_of_another_family(home: Path) -> None:
     save_file({f"{key}.lora_up.weight": torch.zeros(4, 2), f"{key}.lora_down.weight": torch.zeros(2, 4)}, home / "xl.safetensors")
     parts = f'path = "{home / "m.safetensors"}"\nparts = {{ adapter = "{home / "xl.safetensors"}" }}\n'
     (home / "mine.toml").write_text(ROW.format(family="sd") + parts)
-    refused("mine", jpgen.WeightsError, "is for sdxl, the model mine is sd: choose a LoRA for sd")
+    refused("mine", jpgen.WeightsError, "is for sdxl, the model mine is sd: .*; choose a LoRA for sd")
     refused(home / "xl.safetensors", jpgen.WeightsError, r"only a lora \(sdxl\): give the path of a whole model")
 
 

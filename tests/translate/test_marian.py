@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 import jpgen
 from jpgen import backbones
@@ -187,11 +188,17 @@ def test_a_model_of_english_sees_english(sd: stable_diffusion.Parts, folder: Pat
         assert (again.image.tobytes(), again.route, again.prompt) == (made.image.tobytes(), "translate", made.prompt)
 
 
-def test_weights_and_adapters_survive(sd: stable_diffusion.Parts, folder: Path) -> None:
+def test_weights_and_adapters_survive(sd: stable_diffusion.Parts, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JPGEN_LORAS", str(tmp_path / "loras"))
+    (tmp_path / "loras").mkdir()
+    module = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = sd.unet.get_submodule(module).in_features
+    pair = {f"unet.{module}.lora_A.weight": torch.randn(2, width), f"unet.{module}.lora_B.weight": torch.randn(width, 2)}
+    save_file(pair, tmp_path / "loras" / "ink.safetensors")
     made = jpgen.generate("赤い猫、(青い船:1.4)<lora:ink:0.5>", model=sd.path, negative="(雨:1.2)", seed=7, translator=folder, **SETTINGS)
     assert made.prompt.translation.spans == (("a red cat, ", 1.0), ("a blue ship", 1.4))
     assert (made.prompt.translation.negative, made.prompt.loras) == ("(rain:1.2)", (("ink", 0.5),))
-    typed = jpgen.generate("a red cat, (a blue ship:1.4)", model=sd.path, negative="(rain:1.2)", seed=7, normalize=True, **SETTINGS)
+    typed = jpgen.generate("a red cat, (a blue ship:1.4)<lora:ink:0.5>", model=sd.path, negative="(rain:1.2)", seed=7, normalize=True, **SETTINGS)
     assert made.image.tobytes() == typed.image.tobytes()
 
 
