@@ -57,6 +57,9 @@ def main() -> None:
 @click.option("--size", help="大きさ。例: 256 または 256x320 / size in pixels, W or WxH")
 @click.option("--count", type=int, default=1, show_default=True, help="一つのプロンプトから作る枚数 / pictures a prompt")
 @click.option("--emphasis", help="（猫：１．２）の重みの効かせ方: a1111, a1111-nonorm, comfy, compel / how attention weights act")
+@click.option("--guidance-interval", help="ガイダンスを効かせる区間。ステップの割合で 0.1:0.8 のように / guide on these steps only, as fractions")
+@click.option("--cache", help="ステップの使い回し（速いが絵は変わる）: deepcache, firstblock / step cache, faster and lossy")
+@click.option("--optimize", is_flag=True, help="CUDA でコンパイルなどをする（初めの一枚は遅い） / compile on CUDA, the first picture is slow")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
 @click.option("--accept-license", is_flag=True, help="モデルの利用条件を読み、承諾したことを記録する / record that you accept the model's terms")
 @click.option("--json", "as_json", is_flag=True, help="結果を JSON で一行ずつ出す / one JSON object a line")
@@ -64,7 +67,7 @@ def main() -> None:
 def generate_command(
     prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
     scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, accept_license: bool,
-    as_json: bool,
+    as_json: bool, guidance_interval: str | None, cache: str | None, optimize: bool,
 ) -> None:
     """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
     width, height = _size(size)
@@ -81,8 +84,12 @@ def generate_command(
         from jpgen.catalog import find_model
 
         models.accept_license(find_model(model))
-    pipeline = open_pipeline(model)
-    config = pipeline.config(width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis)
+    start, stop = _interval(guidance_interval)
+    pipeline = open_pipeline(model, optimize)
+    config = pipeline.config(
+        width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis,
+        guidance_start=start, guidance_stop=stop, cache=cache,
+    )  # fmt: skip
     for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize)):
         target = _numbered(output, index, total) if output else Path(file_name(made))
         _tell(made, made.save(target), as_json)
@@ -249,6 +256,19 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
         from jpgen.errors import SettingError
 
         raise SettingError(f"--size {size!r} は 256 か 256x320 のように書いてください / write the size as 256 or 256x320") from error
+
+
+def _interval(interval: str | None) -> tuple[float | None, float | None]:
+    if interval is None:
+        return None, None
+    start, _, stop = interval.partition(":")
+    try:
+        return float(start or 0), float(stop or 1)
+    except ValueError as error:
+        from jpgen.errors import SettingError
+
+        wanted = "は 0.1:0.8 のように書いてください / write the interval as 0.1:0.8"
+        raise SettingError(f"--guidance-interval {interval!r} {wanted}") from error
 
 
 def _prompts(argument: str) -> list[str]:

@@ -17,6 +17,10 @@ ACTIVATIONS = 2 * 2**30
 """Bytes that sampling a picture of 1,024 pixels wants besides the weights."""
 
 
+DECODING = 3 * 256
+"""Numbers a pixel that AutoencoderKL holds at once where it holds most: three maps of 256 channels at full size."""
+
+
 def best_device() -> torch.device:
     """CUDA (or ROCm) where it is, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
@@ -77,6 +81,15 @@ def offload(largest: int, total: int, free: int, device: torch.device | str) -> 
     if torch.device(device).type != "cuda" or total + ACTIVATIONS <= free:
         return "none"
     return "model" if largest + ACTIVATIONS <= free else "sequential"
+
+
+def wants_tiles(pixels: int, itemsize: int, free: int) -> bool:
+    """Whether decoding so many pixels, `itemsize` bytes a number, wants more than the `free` bytes (0: nobody can tell, so no).
+
+        >>> wants_tiles(pixels=1024 * 1024, itemsize=4, free=2 * 2**30)
+        True
+    """
+    return 0 < free < DECODING * itemsize * pixels
 
 
 def _system_memory() -> int | None:

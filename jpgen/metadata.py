@@ -186,11 +186,18 @@ def parameters_text(generation: Generation) -> str:
         "Model hash": model.weights_hash,
         "Model": model.name,
         "RNG": "CPU",
+        **_unusual(config),
         "Version": f"jpgen {jpgen_version()}",
     }
     negative = f"\n{NEGATIVE} {_printable(generation.prompt.negative)}" if generation.prompt.negative else ""
     last = ", ".join(f"{key}: {_quoted(_printable(str(value)))}" for key, value in pairs.items())
     return f"{_printable(generation.prompt.written or generation.prompt.source)}{negative}\n{last}"
+
+
+def _unusual(config: SamplingConfig) -> dict[str, str]:
+    """What is told only where it is not as always."""
+    interval = f"{config.guidance_start:g}:{config.guidance_stop:g}"
+    return {key: value for key, value, usual in (("Guidance interval", interval, "0:1"), ("Step cache", config.cache, "none")) if value != usual}
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:

@@ -15,8 +15,9 @@ import torch
 
 from jpgen.backbones import load_backbone
 from jpgen.catalog import Entry
-from jpgen.emphasis import TokenEncoder, encode_weighted
+from jpgen.emphasis import TokenEncoder
 from jpgen.encoders import load_encoder
+from jpgen.encoders.remembered import Asked, Remembered
 from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
 from jpgen.metadata import read_settings
 from jpgen.models import open_model
@@ -44,14 +45,14 @@ class Pipeline:
         1
     """
 
-    def __init__(self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1) -> None:
-        """Open a model of the catalogue, a local folder or a local `.safetensors` file.
+    def __init__(self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, optimize: bool = False) -> None:
+        """Open a model of the catalogue, a local folder or a local `.safetensors` file; `optimize` compiles what CUDA gains from (nothing elsewhere).
 
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
         """
         entry = open_model(model)
         info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry), entry.commercial)
-        backbone = load_backbone(entry)
+        backbone = load_backbone(entry, optimize=optimize)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
         self._set(encoder, backbone, info, entry.route, batch_size)
 
@@ -76,6 +77,7 @@ class Pipeline:
         self.encoder, self.backbone, self.info, self.route = encoder, backbone, info, route
         self.batch_size = batch_size
         self._lock = threading.Lock()
+        self._remembered = Remembered()
 
     def generate(
         self,
@@ -147,11 +149,15 @@ class Pipeline:
         guidance_scale: float | None = None,
         scheduler: str | None = None,
         emphasis: str | None = None,
+        guidance_start: float | None = None,
+        guidance_stop: float | None = None,
+        cache: str | None = None,
     ) -> SamplingConfig:
         """The backbone's default settings with what is given in their place, checked; raises SettingError naming all that is wrong."""
         given = {
             "width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler, "emphasis": emphasis,
-        }
+            "guidance_start": guidance_start, "guidance_stop": guidance_stop, "cache": cache,
+        }  # fmt: skip
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(self.backbone.default, **chosen).validated(self.backbone.size_multiple)  # type: ignore[arg-type]
 
@@ -164,7 +170,7 @@ class Pipeline:
                 texts, negatives = [prompt.text for prompt in prompts], [_said(prompt.negative) for prompt in prompts]
                 images = self.backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step)
             else:
-                conditioning, negative = self._encode(prompts, config.emphasis)
+                conditioning, negative = self._encode(prompts, config)
                 images = self.backbone.sample(conditioning, negative, config, generators=generators, on_step=on_step)
         seconds = (time.perf_counter() - began) / len(prompts)
         return [
@@ -173,28 +179,26 @@ class Pipeline:
         ]
 
 
-    def _encode(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
-        """Prompts and negative prompts; of an encoder whose passes have one length, both are filled to as many passes as the longest needs."""
-        conditioning, negative = self._encoded(prompts, emphasis)
-        if getattr(self.backbone, "zeros_for_empty", False):
+    def _encode(self, prompts: Sequence[Prompt], config: SamplingConfig) -> tuple[Conditioning, Conditioning]:
+        """Prompts and negative prompts, encoded together; where nothing guides, the negative ones are not read, and the prompts stand for them."""
+        guided = config.guidance_scale > 1 and config.guidance_start < config.guidance_stop and not getattr(self.backbone, "ignores_negative", False)
+        conditioning, negative = self._encoded(prompts, config.emphasis, guided)
+        if guided and getattr(self.backbone, "zeros_for_empty", False):
             kept = torch.tensor([bool(prompt.negative.strip()) for prompt in prompts])
             pooled = None if negative.pooled is None else negative.pooled * kept[:, None]
             negative = Conditioning(negative.tokens * kept[:, None, None], negative.mask, pooled)
         return conditioning, negative
 
-    def _encoded(self, prompts: Sequence[Prompt], emphasis: str) -> tuple[Conditioning, Conditioning]:
-        encoder = self.encoder
-        if encoder is None:
+    def _encoded(self, prompts: Sequence[Prompt], emphasis: str, guided: bool) -> tuple[Conditioning, Conditioning]:
+        if self.encoder is None:
             raise IncompatibleError(f"{self.backbone.name}: エンコーダがありません / has no text encoder: open it with one")
-        if not isinstance(encoder, TokenEncoder):
+        if not isinstance(self.encoder, TokenEncoder):
             self._warn_of_weights(prompts)
-            return encoder.encode([prompt.text for prompt in prompts]), encoder.encode([_said(prompt.negative) for prompt in prompts])
-        wanted = [prompt.spans or ((prompt.text, 1.0),) for prompt in prompts]
-        unwanted = [tuple(parse_attention(prompt.negative)) for prompt in prompts]
-        if not encoder.window.fixed:
-            return encode_weighted(encoder, wanted, emphasis), encode_weighted(encoder, unwanted, emphasis)
-        both = encode_weighted(encoder, [*wanted, *unwanted], emphasis)
-        return both.rows(0, len(prompts)), both.rows(len(prompts), 2 * len(prompts))
+        wanted = [Asked(prompt.spans or ((prompt.text, 1.0),), prompt.text, prompt.loras) for prompt in prompts]
+        unwanted = [Asked(tuple(parse_attention(prompt.negative)), _said(prompt.negative), prompt.loras) for prompt in prompts] if guided else []
+        both = self._remembered.encode(self.encoder, [*wanted, *unwanted], emphasis)
+        first = both.rows(0, len(prompts))
+        return _trimmed(first), _trimmed(both.rows(len(prompts), 2 * len(prompts)) if guided else first)
 
     def _warn_of_weights(self, prompts: Sequence[Prompt]) -> None:
         spans = (span for prompt in prompts for span in (*prompt.spans, *parse_attention(prompt.negative)))
@@ -202,10 +206,17 @@ class Pipeline:
             log.warning("%s はプロンプトの重みを使えません / cannot use attention weights", self.info.name)
 
 
+def _trimmed(conditioning: Conditioning) -> Conditioning:
+    """Without the tokens that are masked in every row at the end."""
+    seen = conditioning.mask.any(dim=0)
+    length = int((seen * torch.arange(1, len(seen) + 1, device=seen.device)).max()) or len(seen)
+    return Conditioning(conditioning.tokens[:, :length], conditioning.mask[:, :length], conditioning.pooled)
+
+
 @lru_cache(maxsize=1)
-def open_pipeline(model: str | Path = DEFAULT_MODEL) -> Pipeline:
+def open_pipeline(model: str | Path = DEFAULT_MODEL, optimize: bool = False) -> Pipeline:
     """The pipeline of this model (a name, a folder, a file), kept open for the next call."""
-    return Pipeline(model)
+    return Pipeline(model, optimize=optimize)
 
 
 def generate(

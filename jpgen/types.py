@@ -91,7 +91,10 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to sample. Sides in pixels, steps of the sampler, guidance scale (1: none), name of the sampler, how attention weights act."""
+    """How to sample. Sides in pixels, steps of the sampler, guidance scale (1: none), name of the sampler, how attention weights act.
+
+    Guidance acts from `guidance_start` up to `guidance_stop`, fractions of the steps; `cache` names a step cache (jpgen.backbones.caches).
+    """
 
     width: int
     height: int
@@ -99,6 +102,9 @@ class SamplingConfig:
     guidance_scale: float
     scheduler: str = "dpm++2m"
     emphasis: str = "a1111"
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    cache: str = "none"
 
     def validated(self, multiple: int) -> SamplingConfig:
         """Itself, or SettingError naming every setting that is out of range; sides must be divisible by `multiple`."""
@@ -114,6 +120,12 @@ class SamplingConfig:
             wrong.append(f"steps={reprlib.repr(self.steps)} は 1〜{MAX_STEPS} にしてください / must be 1–{MAX_STEPS}")
         if not isinstance(self.guidance_scale, int | float) or not 0 <= self.guidance_scale <= 100:
             wrong.append(f"guidance_scale={reprlib.repr(self.guidance_scale)} は 0〜100 にしてください / must be 0–100")
+        start, stop = self.guidance_start, self.guidance_stop
+        if not all(isinstance(one, int | float) and 0 <= one <= 1 for one in (start, stop)) or start > stop:
+            wrong.append(
+                f"guidance_start={reprlib.repr(start)}, guidance_stop={reprlib.repr(stop)} は 0 ≤ 始め ≤ 終わり ≤ 1 にしてください / "
+                "must be fractions of the steps, 0 ≤ start ≤ stop ≤ 1"
+            )
         if wrong:
             raise SettingError("; ".join(wrong))
         return self

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
+from diffusers import AutoencoderTiny, PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 from PIL import Image
 from torch import Tensor, nn
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.backbones.caches import NONE
+from jpgen.backbones.lean import lean
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
+from jpgen.backbones.packing import packing
+from jpgen.backbones.passes import is_guided, passes
+from jpgen.backbones.placement import fit_tiles
+from jpgen.backbones.preview import Preview, load_tiny
 from jpgen.backbones.schedulers import make_scheduler
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, WeightsError
@@ -31,7 +38,10 @@ class PixArtBackbone:
     pixels) runs in PixArtAlphaPipeline, which tells it.
     """
 
-    def __init__(self, name: str, transformer: PixArtTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig) -> None:
+    def __init__(
+        self, name: str, transformer: PixArtTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig, *,
+        preview_vae: AutoencoderTiny | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.default = default
         self.spec = ConditioningSpec(width=transformer.config.caption_channels)
@@ -41,6 +51,7 @@ class PixArtBackbone:
             tokenizer=None, text_encoder=None, vae=vae.eval(), transformer=transformer.eval(), scheduler=make_scheduler(default.scheduler, schedule)
         )
         self._pipeline.set_progress_bar_config(disable=True)
+        self._preview, self._packing = Preview(self._pixels, vae, preview_vae), packing(transformer.dtype)
         self.size_multiple = self._pipeline.vae_scale_factor * transformer.config.patch_size
 
     @torch.inference_mode()
@@ -60,26 +71,36 @@ class PixArtBackbone:
         dtype, factor = pipeline.transformer.dtype, pipeline.vae_scale_factor
         shape = (1, pipeline.transformer.config.in_channels, config.height // factor, config.width // factor)
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        tokens, mask, negative_tokens, negative_mask = _same_length(conditioning, negative)
+        tokens, mask, negative_tokens, negative_mask = (value.to(pipeline._execution_device) for value in _same_length(conditioning, negative))
+        guided = is_guided(config)
 
         def after_step(index: int, _time: Tensor, _latents: Tensor) -> None:
-            if on_step and on_step(Step(index + 1, config.steps, lambda: self._decode(scheduler.model_outputs[-1]))) is False:
+            if on_step and on_step(Step(index + 1, config.steps, lambda: self._preview.images(scheduler.model_outputs[-1], config))) is False:
                 raise Cancelled(f"{index + 1}/{config.steps} ステップで中止しました / cancelled at step {index + 1} of {config.steps}")
 
-        latents = pipeline(
-            prompt=None, negative_prompt=None,
-            prompt_embeds=tokens.to(dtype), prompt_attention_mask=mask,
-            negative_prompt_embeds=negative_tokens.to(dtype), negative_prompt_attention_mask=negative_mask,
-            generator=list(generators), latents=noise.to(dtype), num_inference_steps=config.steps, guidance_scale=config.guidance_scale,
-            height=config.height, width=config.width, use_resolution_binning=False, output_type="latent", callback=after_step,
-        ).images
+        shared = lean(pipeline.transformer) if config.cache == NONE else nullcontext()  # a cache takes rows out of what blocks see
+        with shared, passes(pipeline.transformer, config, scheduler, guided=guided), self._packing.over(pipeline.transformer):
+            latents = pipeline(
+                prompt=None, negative_prompt=None,
+                prompt_embeds=tokens.to(dtype), prompt_attention_mask=mask,
+                negative_prompt_embeds=negative_tokens.to(dtype), negative_prompt_attention_mask=negative_mask,
+                generator=list(generators), latents=noise.to(dtype), num_inference_steps=config.steps,
+                guidance_scale=config.guidance_scale if guided else 1.0,
+                height=config.height, width=config.width, use_resolution_binning=False, output_type="latent", callback=after_step,
+            ).images  # fmt: skip
         return self._decode(latents)
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
-        vae = self._pipeline.vae
-        pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        images: list[Image.Image] = self._pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents), output_type="pil")
         return images
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        vae = self._pipeline.vae
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor
+        fit_tiles(vae, latents)
+        with self._packing.over(vae):
+            pictures: Tensor = vae.decode(latents).sample
+        return pictures.float()
 
 
 def _same_length(one: Conditioning, other: Conditioning) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -116,7 +137,8 @@ def load(entry: Entry, dtype: torch.dtype) -> PixArtBackbone:
         schedule = read_config(part_folder(entry, "scheduler"), "scheduler_config.json")
     else:
         schedule = SCHEDULE | {key: value for key, value in entry.parts.items() if key in SCHEDULE}
-    return PixArtBackbone(entry.name, transformer, vae, schedule, entry.default)
+    tiny = load_tiny(entry, transformer.config.in_channels, dtype)
+    return PixArtBackbone(entry.name, transformer, vae, schedule, entry.default, preview_vae=tiny)
 
 
 def toy() -> PixArtBackbone:

@@ -13,7 +13,7 @@ from jpgen.safety import check_safetensors
 from jpgen.types import TextEncoder
 from jpgen.weights import find_weights
 
-PARTS = frozenset({"single_file", "tokenizers"})
+PARTS = frozenset({"remembered", "single_file", "tokenizers"})
 """Files here that are parts of encoders."""
 
 
