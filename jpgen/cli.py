@@ -74,7 +74,7 @@ def generate_command(
     prompts = _prompts(prompt)
 
     from jpgen.metadata import file_name, require_writable
-    from jpgen.pipeline import open_pipeline
+    from jpgen.pipeline import Pipeline, open_pipeline
 
     total = len(prompts) * max(count, 1)
     if output is not None:
@@ -85,7 +85,7 @@ def generate_command(
 
         models.accept_license(find_model(model))
     start, stop = _interval(guidance_interval)
-    pipeline = open_pipeline(model, optimize)
+    pipeline = Pipeline(model, optimize=True) if optimize else open_pipeline(model)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis,
         guidance_start=start, guidance_stop=stop, cache=cache,

@@ -214,9 +214,9 @@ def _trimmed(conditioning: Conditioning) -> Conditioning:
 
 
 @lru_cache(maxsize=1)
-def open_pipeline(model: str | Path = DEFAULT_MODEL, optimize: bool = False) -> Pipeline:
+def open_pipeline(model: str | Path = DEFAULT_MODEL) -> Pipeline:
     """The pipeline of this model (a name, a folder, a file), kept open for the next call."""
-    return Pipeline(model, optimize=optimize)
+    return Pipeline(model)
 
 
 def generate(
