@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from jpgen.backbones import load_backbone
+from jpgen.backbones.schedulers import make_scheduler
 from jpgen.catalog import Entry
 from jpgen.types import Conditioning, SamplingConfig, TextEncoder
 
@@ -23,9 +24,10 @@ DIFFUSERS_TOKENS = 300
 class Plain:
     """diffusers as it is: its stock pipeline called with embeddings, prompt and negative prompt encoded by a call each, weights as it lays them."""
 
-    def __init__(self, pipeline: Any, encoder: TextEncoder, *, filled: int = 0) -> None:
-        """`filled`: tokens that every PixArt prompt is filled up to, 0: none."""
+    def __init__(self, pipeline: Any, encoder: TextEncoder, schedule: dict[str, Any], *, filled: int = 0) -> None:
+        """`schedule`: the model's scheduler settings; `filled`: tokens that every PixArt prompt is filled up to, 0: none."""
         self._pipeline = pipeline
+        self._schedule = schedule
         self._encoder = encoder
         self._filled = filled
         pipeline.set_progress_bar_config(disable=True)
@@ -37,19 +39,20 @@ class Plain:
         for part in backbone._pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return cls(backbone._pipeline, encoder, filled=filled)
+        return cls(backbone._pipeline, encoder, backbone._schedule, filled=filled)
 
     @classmethod
     def beside(cls, backbone: Any, encoder: TextEncoder) -> Plain:
         """On the U-Net that jpgen has open, where memory is too short for two: its layout (channels last) stays; the autoencoder is a copy."""
         pipeline = backbone._pipeline
         vae = copy.deepcopy(pipeline.vae).to(memory_format=torch.contiguous_format)
-        return cls(type(pipeline)(**{**pipeline.components, "vae": vae}, add_watermarker=False), encoder)
+        return cls(type(pipeline)(**{**pipeline.components, "vae": vae}, add_watermarker=False), encoder, backbone._schedule)
 
     @torch.inference_mode()
     def draw(self, text: str, seeds: Sequence[int], config: SamplingConfig) -> np.ndarray:
         """The pictures, uint8 [rows, height, width, 3]; the empty text is the negative prompt, zeros where SDXL's states stand for it."""
         pipeline, rows = self._pipeline, len(seeds)
+        pipeline.scheduler = make_scheduler(config.scheduler, self._schedule)
         denoiser = pipeline.components.get("unet") or pipeline.transformer
         wanted = self._encoder.encode([text])
         unwanted = self._encoder.encode([""]) if config.guidance_scale > 1 else wanted
