@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jpgen.api import generate, generate_many, load_generation
     from jpgen.catalog import load_catalog
     from jpgen.errors import (
         Cancelled,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
-    from jpgen.pipeline import Pipeline, generate, generate_many, load_generation
+    from jpgen.pipeline import Pipeline
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
     from jpgen.types import (
         AdapterInfo,
@@ -45,12 +46,13 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "jpgen.api": ("generate", "generate_many", "load_generation"),
     "jpgen.catalog": ("load_catalog",),
     "jpgen.errors": (
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
-    "jpgen.pipeline": ("Pipeline", "generate", "generate_many", "load_generation"),
+    "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
     "jpgen.types": (
         "AdapterInfo", "Conditioning", "ConditioningSpec", "Control", "Edit", "Generation", "InitImage", "ModelInfo", "Prompt", "SamplingConfig",

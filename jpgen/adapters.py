@@ -86,6 +86,8 @@ class Adapters:
         if isinstance(backbone, AdaptableBackbone):
             self._modules = AdaptedModules(name, backbone.family, {**own, **backbone.modules})
         self._read: dict[tuple[str, Path, int, int], Any] = {}
+        self.on: tuple[tuple[str, float], ...] = ()
+        """Hashes and weights of the LoRAs that the model is changed by now."""
 
     # ── LoRAs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,6 +110,7 @@ class Adapters:
     def applied(self, prompt: Prompt, found: Mapping[str, Adapter]) -> Iterator[None]:
         """For the time of the block the model is changed by the LoRAs of the prompt; afterwards every weight is the very object it was."""
         wanted = [(found[name], weight) for name, weight in total_weights(prompt).items()]
+        self.on = tuple((adapter.hash, weight) for adapter, weight in wanted)
         if isinstance(self._backbone, AdaptingBackbone):
             with self._backbone.adapted([(adapter.path, weight) for adapter, weight in wanted]):
                 yield

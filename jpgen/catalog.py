@@ -179,7 +179,8 @@ SETTINGS: Mapping[str, tuple[Any, str]] = {
     **dict.fromkeys((f.name for f in fields(SamplingConfig)), (lambda _value: True, "")),
     **dict.fromkeys(("width", "height", "steps"), (lambda value: _number(value) and isinstance(value, int), "a whole number")),
     "guidance_scale": (_number, "a number"),
-    **dict.fromkeys(("scheduler", "emphasis"), (_text, "a text")),
+    **dict.fromkeys(("guidance_start", "guidance_stop"), (_number, "a number")),
+    **dict.fromkeys(("scheduler", "emphasis", "cache"), (_text, "a text")),
 }
 """What its `default` may state; later fields of SamplingConfig pass unchecked."""
 

@@ -60,6 +60,9 @@ def main() -> None:
 @click.option("--emphasis", help="（猫：１．２）の重みの効かせ方: a1111, a1111-nonorm, comfy, compel / how attention weights act")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="LoRA のファイルか名前と重み（何度でも） / a LoRA and its weight")
 @click.option("--clip-skip", type=int, help="エンコーダの最後から何番目の層を読むか（1: 最後） / which layer of CLIP, from its end")
+@click.option("--guidance-interval", help="ガイダンスを効かせる区間。ステップの割合で 0.1:0.8 のように / guide on these steps only, as fractions")
+@click.option("--cache", help="ステップの使い回し（速いが絵は変わる）: deepcache, firstblock / step cache, faster and lossy")
+@click.option("--optimize", is_flag=True, help="CUDA でコンパイルなどをする（初めの一枚は遅い） / compile on CUDA, the first picture is slow")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
 @click.option("--translator", help="英語しか読まないモデルに使う翻訳モデル（名前かフォルダ） / translator, for models of English alone")
 @click.option("--accept-license", is_flag=True, help="モデルの利用条件を読み、承諾したことを記録する / record that you accept the model's terms")
@@ -75,16 +78,16 @@ def main() -> None:
 def generate_command(
     prompt: str, output: Path | None, model: str, negative: str, seed: int | None, steps: int | None, guidance: float | None,
     scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, translator: str | None, accept_license: bool,
-    as_json: bool, loras: tuple[str, ...], clip_skip: int | None, init: Path | None, strength: float | None, mask: Path | None,
-    control: tuple[str, ...], upscale: float, tile: bool, vae: Path | None,
+    as_json: bool, loras: tuple[str, ...], clip_skip: int | None, guidance_interval: str | None, cache: str | None, optimize: bool,
+    init: Path | None, strength: float | None, mask: Path | None, control: tuple[str, ...], upscale: float, tile: bool, vae: Path | None,
 ) -> None:
     """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
     width, height = _size(size)
     prompts = _prompts(prompt)
 
     from jpgen.adapters import parse_loras
+    from jpgen.api import opened
     from jpgen.metadata import file_name, require_writable
-    from jpgen.pipeline import opened
 
     total = len(prompts) * max(count, 1)
     if output is not None:
@@ -95,11 +98,13 @@ def generate_command(
         from jpgen.merged import members
 
         models.accept_license(*(one for name, row in load_catalog().items() if name in (model, translator) for one in members(row)))
-    pipeline = opened(model, vae=vae, translator=translator)
+    start, stop = _interval(guidance_interval)
+    pipeline = opened(model, vae=vae, translator=translator, optimize=optimize)
     sources = _sources(init, strength, mask, control, upscale, tile)
     config = pipeline.config(
-        width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
-    )
+        width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip,
+        guidance_start=start, guidance_stop=stop, cache=cache,
+    )  # fmt: skip
     weighted = parse_loras(loras)
     for index, made in enumerate(_drawn(pipeline, prompts, config, negative, seed, count, normalize, weighted, sources)):
         target = _numbered(output, index, total) if output else Path(file_name(made))
@@ -292,6 +297,19 @@ def _sources(
             parsed.append(Control(net, rest))
     begin = None if init is None else InitImage(init, mask=mask) if strength is None else InitImage(init, strength, mask)
     return Sources(begin, tuple(parsed), tile, upscale)
+
+
+def _interval(interval: str | None) -> tuple[float | None, float | None]:
+    if interval is None:
+        return None, None
+    start, _, stop = interval.partition(":")
+    try:
+        return float(start or 0), float(stop or 1)
+    except ValueError as error:
+        from jpgen.errors import SettingError
+
+        wanted = "は 0.1:0.8 のように書いてください / write the interval as 0.1:0.8"
+        raise SettingError(f"--guidance-interval {interval!r} {wanted}") from error
 
 
 def _prompts(argument: str) -> list[str]:

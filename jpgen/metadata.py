@@ -191,6 +191,7 @@ def parameters_text(generation: Generation) -> str:
         **_hashes(generation.adapters),
         **_input_pairs(generation.inputs),
         "RNG": "CPU",
+        **_unusual(config),
         "Version": f"jpgen {jpgen_version()}",
     }
     negative = f"\n{NEGATIVE} {_printable(generation.prompt.negative)}" if generation.prompt.negative else ""
@@ -221,6 +222,12 @@ def _input_pairs(inputs: Inputs) -> dict[str, str]:
             f"Guidance Start: {one.start:g}, Guidance End: {one.end:g}"
         )
     return {key: value for key, value in told.items() if value}
+
+
+def _unusual(config: SamplingConfig) -> dict[str, str]:
+    """What is told only where it is not as always."""
+    interval = f"{config.guidance_start:g}:{config.guidance_stop:g}"
+    return {key: value for key, value, usual in (("Guidance interval", interval, "0:1"), ("Step cache", config.cache, "none")) if value != usual}
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from PIL import Image
 from jpgen.adapters import Adapters, Loras, total_weights
 from jpgen.backbones import load_backbone
 from jpgen.catalog import Entry
-from jpgen.emphasis import TokenEncoder, encode_weighted
+from jpgen.emphasis import TokenEncoder
 from jpgen.encoders import load_encoder
-from jpgen.errors import IncompatibleError, MetadataError, PromptError, SettingError
+from jpgen.encoders.remembered import Asked, Remembered
+from jpgen.errors import IncompatibleError, PromptError, SettingError
 from jpgen.lora import Adapter
 from jpgen.merged import open_model
-from jpgen.metadata import read_settings
 from jpgen.models import with_vae
 from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlarged, file_hash
 from jpgen.prompt.chain import normalize as normalized
@@ -77,9 +76,10 @@ class Pipeline:
 
     def __init__(
         self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, vae: str | Path | None = None,
-        translator: str | Path | Translator | None = None, lora_folder: Path | None = None, embedding_folder: Path | None = None,
+        translator: str | Path | Translator | None = None, optimize: bool = False, lora_folder: Path | None = None,
+        embedding_folder: Path | None = None,
     ) -> None:  # fmt: skip
-        """Open a model of the catalogue, a local folder or a local `.safetensors` file.
+        """Open a model of the catalogue, a local folder or a local `.safetensors` file; `optimize` compiles what CUDA gains from (nothing elsewhere).
 
         `vae` (a folder or file) takes the place of its autoencoder; `translator` (a name, a folder or an open one) that of the one its row names.
         Names of LoRAs and embeddings are looked up in their folders (else $JPGEN_LORAS and $JPGEN_EMBEDDINGS, else folders in $XDG_DATA_HOME/jpgen).
@@ -90,7 +90,7 @@ class Pipeline:
         info = ModelInfo(entry.name, entry.revision, entry.license, weights_hash(entry), entry.commercial)
         if vae is not None:
             entry, self.vae_hash = with_vae(entry, vae), file_hash(Path(vae))
-        backbone = load_backbone(entry)
+        backbone = load_backbone(entry, optimize=optimize)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
         self._set(encoder, backbone, info, entry.route, batch_size, open_translator(translator or str(entry.parts.get("translator", ""))))
         self._adapters = Adapters(info.name, encoder, backbone, loras=lora_folder, embeddings=embedding_folder)
@@ -129,6 +129,7 @@ class Pipeline:
         self.batch_size = batch_size
         self._adapters = Adapters(info.name, encoder, backbone)
         self._lock = threading.Lock()
+        self._remembered = Remembered()
 
     def generate(
         self,
@@ -242,11 +243,15 @@ class Pipeline:
         scheduler: str | None = None,
         emphasis: str | None = None,
         clip_skip: int | None = None,
+        guidance_start: float | None = None,
+        guidance_stop: float | None = None,
+        cache: str | None = None,
     ) -> SamplingConfig:
         """The backbone's default settings with what is given in their place, checked; raises SettingError naming all that is wrong."""
         given = {
             "width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler, "emphasis": emphasis,
             "clip_skip": clip_skip,
+            "guidance_start": guidance_start, "guidance_stop": guidance_stop, "cache": cache,
         }  # fmt: skip
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(self.backbone.default, **chosen).validated(self.backbone.size_multiple)  # type: ignore[arg-type]
@@ -315,27 +320,26 @@ class Pipeline:
         return made
 
     def _encode(self, prompts: Sequence[Prompt], config: SamplingConfig) -> tuple[Conditioning, Conditioning]:
-        """Prompts and negative prompts; of an encoder whose passes have one length, both are filled to as many passes as the longest needs."""
-        conditioning, negative = self._encoded(prompts, config)
-        if getattr(self.backbone, "zeros_for_empty", False):
+        """Prompts and negative prompts, encoded together; where nothing guides, the negative ones are not read, and the prompts stand for them."""
+        guided = config.guidance_scale > 1 and config.guidance_start < config.guidance_stop and not getattr(self.backbone, "ignores_negative", False)
+        conditioning, negative = self._encoded(prompts, config, guided)
+        if guided and getattr(self.backbone, "zeros_for_empty", False):
             kept = torch.tensor([bool(prompt.negative.strip()) for prompt in prompts])
             pooled = None if negative.pooled is None else negative.pooled * kept[:, None]
             negative = Conditioning(negative.tokens * kept[:, None, None], negative.mask, pooled)
         return conditioning, negative
 
-    def _encoded(self, prompts: Sequence[Prompt], config: SamplingConfig) -> tuple[Conditioning, Conditioning]:
-        encoder, emphasis = self._adapters.encoder_for(prompts, config.clip_skip), config.emphasis
+    def _encoded(self, prompts: Sequence[Prompt], config: SamplingConfig, guided: bool) -> tuple[Conditioning, Conditioning]:
+        encoder, on = self._adapters.encoder_for(prompts, config.clip_skip), self._adapters.on
         if encoder is None:
             raise IncompatibleError(f"{self.backbone.name}: エンコーダがありません / has no text encoder: open it with one")
         if not isinstance(encoder, TokenEncoder):
             self._warn_of_weights(prompts)
-            return encoder.encode([prompt.text for prompt in prompts]), encoder.encode([_said(prompt.negative) for prompt in prompts])
-        wanted = [prompt.spans or ((prompt.text, 1.0),) for prompt in prompts]
-        unwanted = [tuple(parse_attention(prompt.negative)) for prompt in prompts]
-        if not encoder.window.fixed:
-            return encode_weighted(encoder, wanted, emphasis), encode_weighted(encoder, unwanted, emphasis)
-        both = encode_weighted(encoder, [*wanted, *unwanted], emphasis)
-        return both.rows(0, len(prompts)), both.rows(len(prompts), 2 * len(prompts))
+        wanted = [Asked(prompt.spans or ((prompt.text, 1.0),), prompt.text, on) for prompt in prompts]
+        unwanted = [Asked(tuple(parse_attention(prompt.negative)), _said(prompt.negative), on) for prompt in prompts] if guided else []
+        both = self._remembered.encode(encoder, [*wanted, *unwanted], config.emphasis)
+        first = both.rows(0, len(prompts))
+        return _trimmed(first), _trimmed(both.rows(len(prompts), 2 * len(prompts)) if guided else first)
 
     def _warn_of_weights(self, prompts: Sequence[Prompt]) -> None:
         spans = (span for prompt in prompts for span in (*prompt.spans, *parse_attention(prompt.negative)))
@@ -343,128 +347,11 @@ class Pipeline:
             log.warning("%s はプロンプトの重みを使えません / cannot use attention weights", self.info.name)
 
 
-@lru_cache(maxsize=1)
-def open_pipeline(model: str | Path = DEFAULT_MODEL, vae: str | Path | None = None) -> Pipeline:
-    """The pipeline of this model (a name, a folder, a file), with this autoencoder in the place of its own, kept open for the next call."""
-    return Pipeline(model, vae=vae)
-
-
-def generate(
-    prompt: str,
-    *,
-    model: str | Path = DEFAULT_MODEL,
-    negative: str = "",
-    seed: int | None = None,
-    width: int | None = None,
-    height: int | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    scheduler: str | None = None,
-    emphasis: str | None = None,
-    clip_skip: int | None = None,
-    normalize: bool = True,
-    translator: str | Path | None = None,
-    loras: Loras | None = None,
-    on_step: StepCallback | None = None,
-    init: InitImage | None = None,
-    controls: Sequence[Control] = (),
-    tile: bool = False,
-    upscale: float = 1.0,
-    upscale_strength: float = UPSCALE_STRENGTH,
-    vae: str | Path | None = None,
-) -> Generation:
-    """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
-
-    `translator` (a name of the catalogue, a local folder) puts it into English for a model that reads no Japanese.
-
-    >>> from jpgen import generate
-    >>> generate("夕焼けの海に浮かぶ赤い船", seed=1).image.size
-    (256, 256)
-    """
-    pipeline = opened(model, vae=vae, translator=translator)
-    config = pipeline.config(
-        width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
-    )
-    return pipeline.generate(
-        prompt, negative=negative, seed=seed, config=config, normalize=normalize, loras=loras, on_step=on_step,
-        init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
-    )  # fmt: skip
-
-
-def generate_many(
-    prompts: Iterable[str],
-    *,
-    model: str | Path = DEFAULT_MODEL,
-    negative: str = "",
-    seed: int | None = None,
-    count: int = 1,
-    width: int | None = None,
-    height: int | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    scheduler: str | None = None,
-    emphasis: str | None = None,
-    clip_skip: int | None = None,
-    normalize: bool = True,
-    translator: str | Path | None = None,
-    loras: Loras | None = None,
-    on_step: StepCallback | None = None,
-    init: InitImage | None = None,
-    controls: Sequence[Control] = (),
-    tile: bool = False,
-    upscale: float = 1.0,
-    upscale_strength: float = UPSCALE_STRENGTH,
-    vae: str | Path | None = None,
-) -> list[Generation]:
-    """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many` and, for `translator`, `generate`.
-
-    >>> from jpgen import generate_many
-    >>> [g.seed for g in generate_many(["猫", "犬"], seed=5, count=2, steps=1)]
-    [5, 6, 5, 6]
-    """
-    pipeline = opened(model, vae=vae, translator=translator)
-    config = pipeline.config(
-        width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
-    )
-    return pipeline.generate_many(
-        prompts, negative=negative, seed=seed, count=count, config=config, normalize=normalize, loras=loras, on_step=on_step,
-        init=init, controls=controls, tile=tile, upscale=upscale, upscale_strength=upscale_strength,
-    )  # fmt: skip
-
-
-def load_generation(
-    path: str | Path, *, model: str | None = None, init: InitImage | None = None, controls: Sequence[Control] = (), vae: str | Path | None = None
-) -> Generation:
-    """Make the picture of a file again from the settings inside it, by the same model (or `model`): the very same picture.
-
-    What it was made from besides words must be given again, the same pictures and nets (their strengths are in the file). Raises MetadataError if the
-    file holds no settings of jpgen, if the weights of the model, of a LoRA or of an embedding are no longer those that made it, or for other
-    pictures, naming the wanted ones by hash; UnknownNameError if a LoRA is not in its folder.
-    """
-    settings = read_settings(Path(path))
-    given = Sources(init, tuple(controls)).repeating(settings.inputs)
-    pipeline = opened(model or settings.model, vae=vae)
-    if model is None and pipeline.info.weights_hash != settings.weights_hash:
-        raise MetadataError(
-            f"{path} を作った {settings.model}@{settings.revision} の重みは今のもの（@{pipeline.info.revision}）と違います。"
-            f"model= で指定すると今の重みで作ります / made by other weights; pass model={settings.model!r} to use the present ones"
-        )
-    if pipeline.vae_hash != settings.inputs.vae:
-        raise MetadataError(
-            f"{path} を作った VAE（{settings.inputs.vae or 'モデルのもの'}）を vae= で渡してください / made with the autoencoder "
-            f"{settings.inputs.vae or 'of the model'}, got {pipeline.vae_hash or 'that of the model'}: pass the same one as vae="
-        )
-    config = settings.config.validated(pipeline.backbone.size_multiple)
-    sources = given.checked(config, pipeline.backbone)
-    (prompt,), adapters = pipeline._adapters.named([settings.prompt], {})
-    pipeline._adapters.require_same(prompt, adapters, settings.adapters, path)
-    return pipeline._batch([prompt], config, [require_seed(settings.seed)], None, adapters, sources, settings.inputs)[0]
-
-
-def opened(model: str | Path, *, vae: str | Path | None = None, translator: str | Path | None = None) -> Pipeline:
-    """What `open_pipeline` keeps open of this model and autoencoder, with a translator if there is to be one."""
-    pipeline = open_pipeline(model) if vae is None else open_pipeline(model, vae)
-    return pipeline if translator is None else pipeline.with_translator(translator)
+def _trimmed(conditioning: Conditioning) -> Conditioning:
+    """Without the tokens that are masked in every row at the end."""
+    seen = conditioning.mask.any(dim=0)
+    length = int((seen * torch.arange(1, len(seen) + 1, device=seen.device)).max()) or len(seen)
+    return Conditioning(conditioning.tokens[:, :length], conditioning.mask[:, :length], conditioning.pooled)
 
 
 def weights_hash(entry: Entry) -> str:

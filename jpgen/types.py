@@ -119,6 +119,7 @@ class SamplingConfig:
     """How to sample. Sides in pixels, steps of the sampler, guidance scale (1: none), name of the sampler, how attention weights act.
 
     `clip_skip` as stable-diffusion-webui counts: 1 reads the encoder's last layer, 2 the penultimate …; 0 the one the model was trained for.
+    Guidance acts from `guidance_start` up to `guidance_stop`, fractions of the steps; `cache` names a step cache (jpgen.backbones.caches).
     """
 
     width: int
@@ -128,6 +129,9 @@ class SamplingConfig:
     scheduler: str = "dpm++2m"
     emphasis: str = "a1111"
     clip_skip: int = 0
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    cache: str = "none"
 
     def validated(self, multiple: int) -> SamplingConfig:
         """Itself, or SettingError naming every setting that is out of range; sides must be divisible by `multiple`."""
@@ -145,6 +149,12 @@ class SamplingConfig:
             wrong.append(f"guidance_scale={reprlib.repr(self.guidance_scale)} は 0〜100 にしてください / must be 0–100")
         if not _is_integer(self.clip_skip) or not 0 <= self.clip_skip <= MAX_STEPS:
             wrong.append(f"clip_skip={reprlib.repr(self.clip_skip)} は 1 以上の整数にしてください / must be a whole number from 1 (0: its own)")
+        start, stop = self.guidance_start, self.guidance_stop
+        if not all(isinstance(one, int | float) and 0 <= one <= 1 for one in (start, stop)) or start > stop:
+            wrong.append(
+                f"guidance_start={reprlib.repr(start)}, guidance_stop={reprlib.repr(stop)} は 0 ≤ 始め ≤ 終わり ≤ 1 にしてください / "
+                "must be fractions of the steps, 0 ≤ start ≤ stop ≤ 1"
+            )
         if wrong:
             raise SettingError("; ".join(wrong))
         return self

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jpgen.adapters import list_files, parse_loras
+from jpgen.api import load_generation
 from jpgen.backbones import diffusers as texts_family
 from jpgen.backbones import flux, pixart, sd, sdxl
 from jpgen.backbones.schedulers import make_scheduler
@@ -30,7 +31,7 @@ from jpgen.encoders import sdxl as sdxl_encoder
 from jpgen.encoders.embeddings import read_embedding
 from jpgen.errors import IncompatibleError, MetadataError, SettingError, UnknownNameError, WeightsError
 from jpgen.metadata import parameters_text, parse_parameters, read_settings
-from jpgen.pipeline import Pipeline, load_generation
+from jpgen.pipeline import Pipeline
 from jpgen.types import AdapterInfo, Generation, ModelInfo, SamplingConfig
 
 INFO = ModelInfo("toy", "0", "Apache-2.0", "0000000000")
@@ -290,7 +291,7 @@ def test_a_picture_tells_its_adapters_and_is_made_again(painter: Pipeline, folde
     settings = read_settings(saved)
     assert (settings.adapters, settings.prompt.loras, settings.config.clip_skip) == (made.adapters, (("水彩", 0.8),), 2)
 
-    monkeypatch.setattr("jpgen.pipeline.open_pipeline", lambda _name: painter)
+    monkeypatch.setattr("jpgen.api.open_pipeline", lambda _name: painter)
     again = load_generation(saved)
     assert pixels(again) == pixels(made) and again.adapters == made.adapters
     os.utime(lora(folders, "水彩", UNET, TEXT, seed=9), ns=(1, 1))
@@ -320,7 +321,7 @@ def test_a_picture_cannot_name_a_file_outside_the_folder(painter: Pipeline, fold
     path = lora(folders, "../secret")
     made = painter.generate("猫", seed=1, loras={str(path): 1.0})
     evil = replace(made, prompt=replace(made.prompt, loras=((str(path), 1.0),))).save(folders / "out.png")
-    monkeypatch.setattr("jpgen.pipeline.open_pipeline", lambda _name: painter)
+    monkeypatch.setattr("jpgen.api.open_pipeline", lambda _name: painter)
     with pytest.raises(UnknownNameError, match="unknown LoRA"):
         load_generation(evil)
 
@@ -514,7 +515,7 @@ def test_a_default_may_set_it() -> None:
 
 @pytest.fixture
 def run(painter: Pipeline, monkeypatch: pytest.MonkeyPatch, folders: Path) -> Callable[..., Result]:
-    monkeypatch.setattr("jpgen.pipeline.open_pipeline", lambda name="mame": painter)
+    monkeypatch.setattr("jpgen.api.open_pipeline", lambda name="mame": painter)
     monkeypatch.chdir(folders)
     return lambda *args: CliRunner().invoke(main, ["generate", "赤い猫", "-o", "out.png", "--seed", "1", *map(str, args)])
 

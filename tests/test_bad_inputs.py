@@ -19,9 +19,9 @@ from huggingface_hub import constants, errors
 from safetensors.torch import save_file
 
 import jpgen
+from jpgen.api import open_pipeline
 from jpgen.cli import main
 from jpgen.metadata import read_settings
-from jpgen.pipeline import open_pipeline
 from tests.toys import stable_diffusion as toys
 
 ROW = '[mine]\nfamily = "{family}"\nlicense = "MIT"\ncommercial = "yes"\ntitle = "mine"\n'

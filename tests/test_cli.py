@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from jpgen.api import load_generation
 from jpgen.cli import main
-from jpgen.pipeline import Pipeline, load_generation
+from jpgen.pipeline import Pipeline
 
 
 @pytest.fixture
 def run(toy: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """Runs the command in an empty folder; the model is the toy, other names are looked up as usual."""
-    from jpgen import pipeline
+    from jpgen import api
 
-    real = pipeline.open_pipeline
-    monkeypatch.setattr(pipeline, "open_pipeline", lambda name="mame": toy if name in ("mame", "toy") else real(name))
+    real = api.open_pipeline
+    monkeypatch.setattr(api, "open_pipeline", lambda name="mame": toy if name in ("mame", "toy") else real(name))
     monkeypatch.chdir(tmp_path)
     return lambda *args, **kwargs: CliRunner().invoke(main, [str(a) for a in args], **kwargs)
 

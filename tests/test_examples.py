@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from jpgen.api import load_generation
 from jpgen.cli import main
-from jpgen.pipeline import load_generation
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 PYTHON = [re.sub(r"^  ", "", block, flags=re.MULTILINE) for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)]

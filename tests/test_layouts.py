@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 import jpgen
 from jpgen import backbones
+from jpgen.api import open_pipeline
 from jpgen.backbones.unet import SCHEDULE
 from jpgen.encoders import clip, llm
 from jpgen.encoders.tokenizers import clip_tokenizer
-from jpgen.pipeline import open_pipeline
 from tests.backbones import test_sd, test_sdxl
 from tests.toys import stable_diffusion as toys
 from tests.toys.diffusion_transformers import commonart

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jpgen.api import load_generation, open_pipeline
 from jpgen.catalog import find_model
-from jpgen.pipeline import Pipeline, load_generation, open_pipeline
+from jpgen.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import jpgen
 from jpgen import backbones, hub, merged
+from jpgen.api import load_generation, open_pipeline
 from jpgen.catalog import find_model
 from jpgen.cli import main
 from jpgen.encoders import clip
 from jpgen.errors import LicenseError, WeightsError
 from jpgen.merge.methods import group
 from jpgen.models import accept_license
-from jpgen.pipeline import load_generation, open_pipeline
 from tests.backbones.test_sdxl import filled, plain, run
 from tests.toys.evo import FP16, PLAIN, Evo, evo, unet, write_unet
 from tests.toys.stable_diffusion import sdxl_unet

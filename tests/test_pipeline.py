@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from jpgen.api import generate, load_generation
 from jpgen.errors import Cancelled, IncompatibleError, MetadataError, PromptError, SettingError, UnknownNameError
-from jpgen.pipeline import Pipeline, generate, load_generation
+from jpgen.pipeline import Pipeline
 from jpgen.types import Generation, ModelInfo, SamplingConfig
 
 
@@ -140,7 +141,7 @@ def test_unknown_model() -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_a_saved_picture_repeats_itself(toy: Pipeline, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jpgen.pipeline.open_pipeline", lambda _model: toy)
+    monkeypatch.setattr("jpgen.api.open_pipeline", lambda _model: toy)
     config = SamplingConfig(64, 96, 3, 1.5, "unipc")
     made = toy.generate("画風: 水彩, 色彩: 青, 主題: 猫", negative="Negative prompt: 犬\nSteps: 1", seed=2**63 - 1, config=config)
     again = load_generation(made.save(tmp_path / f"絵{suffix}"))
@@ -151,7 +152,7 @@ def test_a_saved_picture_repeats_itself(toy: Pipeline, suffix: str, tmp_path: Pa
 def test_other_weights_are_refused_unless_asked_for(toy: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = toy.generate("猫", seed=1).save(tmp_path / "a.png")
     other = Pipeline.from_parts(toy.encoder, toy.backbone, ModelInfo("toy", "1", "MIT", "1111111111"))
-    monkeypatch.setattr("jpgen.pipeline.open_pipeline", lambda _model: other)
+    monkeypatch.setattr("jpgen.api.open_pipeline", lambda _model: other)
     with pytest.raises(MetadataError, match="other weights"):
         load_generation(path)
     assert load_generation(path, model="toy").model.revision == "1"
@@ -186,9 +187,9 @@ def test_weights_in_the_negative_prompt_matter(toy: Pipeline) -> None:
 
 
 def test_variants_follow_the_seed_of_each_picture_and_repeat(toy: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jpgen import pipeline
+    from jpgen import api
 
-    monkeypatch.setattr(pipeline, "open_pipeline", lambda name="mame": toy)
+    monkeypatch.setattr(api, "open_pipeline", lambda name="mame": toy)
     made = toy.generate_many(["{赤い|青い|黒い|白い}(猫:1.3)"], seed=0, count=12)
     assert len({m.prompt.text for m in made}) > 2
     for one in made[:2]:

@@ -17,13 +17,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from jpgen import pipeline
+from jpgen.api import load_generation
 from jpgen.backbones import diffusers, flux, pixart, sd
 from jpgen.backbones.unet import toy_vae
 from jpgen.cli import main
 from jpgen.encoders import clip
 from jpgen.errors import Cancelled, IncompatibleError, MetadataError, SettingError, WeightsError
 from jpgen.metadata import parse_parameters, read_settings
-from jpgen.pipeline import Pipeline, load_generation
+from jpgen.pipeline import Pipeline
 from jpgen.types import Control, Generation, InitImage, Inputs, ModelInfo, Step
 from jpgen.weights import load_weights
 from tests.backbones.test_controlnet import net_for
@@ -184,7 +185,7 @@ def test_large_pictures_are_decoded_in_pieces_where_memory_is_short(
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_a_file_repeats_itself_with_the_same_pictures(toy: Pipeline, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jpgen.pipeline.open_pipeline", lambda _model: toy)
+    monkeypatch.setattr("jpgen.api.open_pipeline", lambda _model: toy)
     given = InitImage(picture(), 0.45, mask())
     made = toy.generate("猫", seed=9, init=given, upscale=1.5, upscale_strength=0.5)
     path = made.save(tmp_path / f"made{suffix}")
@@ -200,7 +201,7 @@ def test_a_file_repeats_itself_with_the_same_pictures(toy: Pipeline, suffix: str
 
 
 def test_controls_are_written_and_repeated(unet: Pipeline, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jpgen.pipeline.open_pipeline", lambda _model: unet)
+    monkeypatch.setattr("jpgen.api.open_pipeline", lambda _model: unet)
     made = unet.generate("猫", seed=9, controls=[Control(net, picture(seed=2), 0.7, 0.1, 0.9)], tile=True)
     path = made.save(tmp_path / "made.png")
     assert (pixels(load_generation(path, controls=[Control(net, picture(seed=2))])) == pixels(made)).all()

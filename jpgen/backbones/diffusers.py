@@ -17,7 +17,10 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from torch import Tensor
 
+from jpgen.backbones.caches import cached
+from jpgen.backbones.preview import Preview
 from jpgen.backbones.schedulers import OWN, make_scheduler
 from jpgen.backbones.starting import paste
 from jpgen.catalog import Entry
@@ -44,6 +47,8 @@ class DiffusersBackbone:
         self._schedule = {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
         pipeline.set_progress_bar_config(disable=True)
         transformer = getattr(pipeline, "transformer", None)
+        self._denoiser = transformer if transformer is not None else getattr(pipeline, "unet", None)
+        self._shown = Preview(self._pixels, getattr(pipeline, "vae", None))
         patch = max(2, int(transformer.config.get("patch_size") or 2)) if transformer is not None else 1
         self.size_multiple = int(getattr(pipeline, "vae_scale_factor", 8)) * patch
         self.takes_adapters = hasattr(pipeline, "load_lora_weights") and hasattr(pipeline, "unload_lora_weights")
@@ -87,6 +92,11 @@ class DiffusersBackbone:
         `preview()` is empty where latents are not what the autoencoder takes as they are (Qwen-Image, FLUX.2 …). Raises SettingError for a sampler
         that the pipeline cannot use.
         """
+        if (config.guidance_start, config.guidance_stop) != (0, 1):
+            raise SettingError(
+                f"{self.name} では guidance_start と guidance_stop を変えられません / the pipeline of {self.name} guides on all steps: "
+                "leave guidance_start at 0 and guidance_stop at 1"
+            )
         images: list[Image.Image] = []
         kept, run = (None, config.steps) if init is None else (fitted(init, config.width, config.height), steps_of(config.steps, init.strength))
         if kept is not None and not run:
@@ -96,7 +106,7 @@ class DiffusersBackbone:
             before, total = row * run, len(texts) * run
 
             def watched(index: int, before: int = before, total: int = total) -> None:
-                step = Step(before + index + 1, total, self._preview)
+                step = Step(before + index + 1, total, lambda: self._preview(config))
                 if on_step and on_step(step) is False:
                     raise Cancelled(f"{step.index}/{total} ステップで中止しました / cancelled at step {step.index} of {total}")
 
@@ -157,7 +167,8 @@ class DiffusersBackbone:
         elif "callback" in takes:
             arguments["callback"] = lambda index, _time, _latents: watched(index)
         try:
-            image: Image.Image = pipeline(**arguments, generator=generator, output_type="pil").images[0]
+            with cached(self._denoiser, config.cache):
+                image: Image.Image = pipeline(**arguments, generator=generator, output_type="pil").images[0]
         except ValueError as error:
             if "set_timesteps" not in str(error):
                 raise
@@ -186,16 +197,19 @@ class DiffusersBackbone:
             wanted |= {"max_sequence_length": self._max_tokens}
         return {key: value for key, value in wanted.items() if key in takes}
 
-    def _preview(self) -> list[Image.Image]:
-        """The guess as the autoencoder shows it; none where this family does not know how."""
-        pipeline, guess = self._pipeline, self._pipeline.scheduler.model_outputs[-1]
-        config = getattr(getattr(pipeline, "vae", None), "config", {})
-        if guess is None or guess.ndim != 4 or guess.shape[1] != config.get("latent_channels") or "scaling_factor" not in config:
+    def _preview(self, config: SamplingConfig) -> list[Image.Image]:
+        """The guess in the autoencoder's colours; none where this family does not know how."""
+        guess = self._pipeline.scheduler.model_outputs[-1]
+        known = getattr(getattr(self._pipeline, "vae", None), "config", {})
+        if guess is None or guess.ndim != 4 or guess.shape[1] != known.get("latent_channels") or "scaling_factor" not in known:
             return []
-        latents = guess / config["scaling_factor"] + (config.get("shift_factor") or 0)
-        pictures = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
-        images: list[Image.Image] = pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
-        return images
+        return self._shown.images(guess, config)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        vae = self._pipeline.vae
+        scaled = latents / vae.config["scaling_factor"] + (vae.config.get("shift_factor") or 0)
+        pictures: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return pictures.float()
 
 
 def _of_picture(kept: Fitted, config: SamplingConfig) -> dict[str, Any]:

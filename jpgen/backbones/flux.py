@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxControlNetPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    FlowMatchEulerDiscreteScheduler,
+    FluxControlNetPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from PIL import Image
 from torch import Tensor
 
 from jpgen.backbones import controlnet
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
+from jpgen.backbones.passes import is_guided, passes
+from jpgen.backbones.preview import Preview, load_tiny
 from jpgen.backbones.schedulers import OWN, make_scheduler
 from jpgen.backbones.starting import begin, make_start, paste
 from jpgen.backbones.tiling import tiles_if_large
@@ -32,16 +41,21 @@ class FluxBackbone:
 
     takes = frozenset({"init", "mask", "controls"})
 
-    def __init__(self, name: str, transformer: FluxTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig) -> None:
+    def __init__(
+        self, name: str, transformer: FluxTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig, *,
+        preview_vae: AutoencoderTiny | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.default = default
         self.spec = ConditioningSpec(width=transformer.config.joint_attention_dim, pooled_width=transformer.config.pooled_projection_dim)
         self._schedule = schedule
+        self.ignores_negative = bool(transformer.config.guidance_embeds)
         self._pipeline = FluxPipeline(
             scheduler=make_scheduler(OWN, schedule), vae=vae.eval(), transformer=transformer.eval(),
             text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
         )  # fmt: skip
         self._pipeline.set_progress_bar_config(disable=True)
+        self._preview = Preview(self._pixels, vae, preview_vae)
         self.size_multiple = 2 * self._pipeline.vae_scale_factor
         self.family = "flux"
         self.modules = {DENOISER: transformer}
@@ -69,8 +83,7 @@ class FluxBackbone:
         total = config.steps
         scheduler = make_scheduler(config.scheduler, self._schedule)
         pipeline.scheduler = scheduler
-        distilled = pipeline.transformer.config.guidance_embeds
-        guided = not distilled and config.guidance_scale > 1
+        guided = not self.ignores_negative and is_guided(config)
         tokens, unwanted = _seen(conditioning), _seen(negative) if guided else None
         if unwanted is not None and unwanted.shape != tokens.shape:
             raise IncompatibleError(
@@ -94,19 +107,21 @@ class FluxBackbone:
             noise = begin(scheduler, start, lambda scheduler: _set_timesteps(scheduler, config.steps, rows * columns // 4))
 
         def after_step(_pipeline: Any, index: int, _time: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
-            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1], config), kept))) is False:
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._previewed(scheduler.model_outputs[-1], config), kept))) is False:
                 raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
             return {}
 
-        latents = pipeline(
-            prompt_embeds=tokens.to(dtype), pooled_prompt_embeds=_pooled(conditioning, dtype),
-            negative_prompt_embeds=None if unwanted is None else unwanted.to(dtype),
-            negative_pooled_prompt_embeds=_pooled(negative, dtype) if guided else None,
-            true_cfg_scale=config.guidance_scale if guided else 1.0, guidance_scale=config.guidance_scale,
-            latents=noise.to(dtype), generator=list(generators),
-            num_inference_steps=config.steps, height=config.height, width=config.width, output_type="latent", callback_on_step_end=after_step,
-            **(controlnet.arguments(controls, config, "control_image") if nets else {}),
-        ).images  # fmt: skip
+        device = pipeline._execution_device
+        with passes(pipeline.transformer, config, scheduler, guided=guided, in_turn=True):
+            latents = pipeline(
+                prompt_embeds=tokens.to(device, dtype), pooled_prompt_embeds=_pooled(conditioning, dtype).to(device),
+                negative_prompt_embeds=None if unwanted is None else unwanted.to(device, dtype),
+                negative_pooled_prompt_embeds=_pooled(negative, dtype).to(device) if guided else None,
+                true_cfg_scale=config.guidance_scale if guided else 1.0, guidance_scale=config.guidance_scale,
+                latents=noise.to(device, dtype), generator=list(generators),
+                num_inference_steps=config.steps, height=config.height, width=config.width, output_type="latent", callback_on_step_end=after_step,
+                **(controlnet.arguments(controls, config, "control_image") if nets else {}),
+            ).images  # fmt: skip
         return paste(self._decode(latents, config), kept)
 
     def _controlled(self, nets: list[Any], config: SamplingConfig) -> Any:
@@ -120,12 +135,22 @@ class FluxBackbone:
         return pipeline
 
     def _decode(self, latents: Tensor, config: SamplingConfig) -> list[Image.Image]:
-        pipeline, vae = self._pipeline, self._pipeline.vae
-        unpacked = pipeline._unpack_latents(latents, config.height, config.width, pipeline.vae_scale_factor)
-        with tiles_if_large(vae, len(unpacked), *unpacked.shape[-2:]):
-            pictures = vae.decode((unpacked / vae.config.scaling_factor + (vae.config.shift_factor or 0)).to(vae.dtype)).sample
-        images: list[Image.Image] = pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(self._unpacked(latents, config)), output_type="pil")
         return images
+
+    def _previewed(self, latents: Tensor, config: SamplingConfig) -> list[Image.Image]:
+        return self._preview.images(self._unpacked(latents, config), config)
+
+    def _unpacked(self, latents: Tensor, config: SamplingConfig) -> Tensor:
+        unpacked: Tensor = self._pipeline._unpack_latents(latents, config.height, config.width, self._pipeline.vae_scale_factor)
+        return unpacked
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        vae = self._pipeline.vae
+        latents = (latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).to(vae.dtype)
+        with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
+            pictures: Tensor = vae.decode(latents).sample
+        return pictures.float()
 
 
 def _set_timesteps(scheduler: Any, steps: int, tokens: int) -> None:
@@ -156,7 +181,9 @@ def load(entry: Entry, dtype: torch.dtype) -> FluxBackbone:
     """The backbone in the entry's folder, as diffusers lays it out; `vae` and `scheduler` may be parts. Raises WeightsError, IncompatibleError."""
     transformer = filled(FluxTransformer2DModel, part_folder(entry, "transformer"), dtype)
     vae = load_autoencoder(entry, transformer.config.in_channels // 4, dtype)
-    return FluxBackbone(entry.name, transformer, vae, read_config(part_folder(entry, "scheduler"), "scheduler_config.json"), entry.default)
+    tiny = load_tiny(entry, transformer.config.in_channels // 4, dtype)
+    schedule = read_config(part_folder(entry, "scheduler"), "scheduler_config.json")
+    return FluxBackbone(entry.name, transformer, vae, schedule, entry.default, preview_vae=tiny)
 
 
 def toy() -> FluxBackbone:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
+from diffusers import AutoencoderTiny, PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 from PIL import Image
 from torch import Tensor, nn
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.backbones.caches import NONE
+from jpgen.backbones.lean import lean
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
+from jpgen.backbones.packing import packing
+from jpgen.backbones.passes import is_guided, passes
+from jpgen.backbones.preview import Preview, load_tiny
 from jpgen.backbones.schedulers import make_scheduler
 from jpgen.backbones.starting import begin, make_start, paste
 from jpgen.backbones.tiling import tiles_if_large
@@ -37,7 +43,10 @@ class PixArtBackbone:
 
     takes = frozenset({"init", "mask"})
 
-    def __init__(self, name: str, transformer: PixArtTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig) -> None:
+    def __init__(
+        self, name: str, transformer: PixArtTransformer2DModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig, *,
+        preview_vae: AutoencoderTiny | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.default = default
         self.spec = ConditioningSpec(width=transformer.config.caption_channels)
@@ -47,6 +56,7 @@ class PixArtBackbone:
             tokenizer=None, text_encoder=None, vae=vae.eval(), transformer=transformer.eval(), scheduler=make_scheduler(default.scheduler, schedule)
         )
         self._pipeline.set_progress_bar_config(disable=True)
+        self._preview, self._packing = Preview(self._pixels, vae, preview_vae), packing(transformer.dtype)
         self.size_multiple = self._pipeline.vae_scale_factor * transformer.config.patch_size
         self.family = "pixart"
         self.modules = {DENOISER: transformer}
@@ -80,27 +90,35 @@ class PixArtBackbone:
             if not total:
                 return paste(self._decode(start.clean.to(pipeline.vae.device)), kept)
             noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps))
-        tokens, mask, negative_tokens, negative_mask = _same_length(conditioning, negative)
+        tokens, mask, negative_tokens, negative_mask = (value.to(pipeline._execution_device) for value in _same_length(conditioning, negative))
+        guided = is_guided(config)
 
         def after_step(index: int, _time: Tensor, _latents: Tensor) -> None:
-            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1]), kept))) is False:
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._preview.images(scheduler.model_outputs[-1], config), kept))) is False:
                 raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
 
-        latents = pipeline(
-            prompt=None, negative_prompt=None,
-            prompt_embeds=tokens.to(dtype), prompt_attention_mask=mask,
-            negative_prompt_embeds=negative_tokens.to(dtype), negative_prompt_attention_mask=negative_mask,
-            generator=list(generators), latents=noise.to(dtype), num_inference_steps=config.steps, guidance_scale=config.guidance_scale,
-            height=config.height, width=config.width, use_resolution_binning=False, output_type="latent", callback=after_step,
-        ).images
+        shared = lean(pipeline.transformer) if config.cache == NONE else nullcontext()  # a cache takes rows out of what blocks see
+        with shared, passes(pipeline.transformer, config, scheduler, guided=guided), self._packing.over(pipeline.transformer):
+            latents = pipeline(
+                prompt=None, negative_prompt=None,
+                prompt_embeds=tokens.to(dtype), prompt_attention_mask=mask,
+                negative_prompt_embeds=negative_tokens.to(dtype), negative_prompt_attention_mask=negative_mask,
+                generator=list(generators), latents=noise.to(dtype), num_inference_steps=config.steps,
+                guidance_scale=config.guidance_scale if guided else 1.0,
+                height=config.height, width=config.width, use_resolution_binning=False, output_type="latent", callback=after_step,
+            ).images  # fmt: skip
         return paste(self._decode(latents), kept)
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
-        vae = self._pipeline.vae
-        with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
-            pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        images: list[Image.Image] = self._pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents), output_type="pil")
         return images
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        vae = self._pipeline.vae
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor
+        with self._packing.over(vae), tiles_if_large(vae, len(latents), *latents.shape[-2:]):
+            pictures: Tensor = vae.decode(latents).sample
+        return pictures.float()
 
 
 def _same_length(one: Conditioning, other: Conditioning) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -137,7 +155,8 @@ def load(entry: Entry, dtype: torch.dtype) -> PixArtBackbone:
         schedule = read_config(part_folder(entry, "scheduler"), "scheduler_config.json")
     else:
         schedule = SCHEDULE | {key: value for key, value in entry.parts.items() if key in SCHEDULE}
-    return PixArtBackbone(entry.name, transformer, vae, schedule, entry.default)
+    tiny = load_tiny(entry, transformer.config.in_channels, dtype)
+    return PixArtBackbone(entry.name, transformer, vae, schedule, entry.default, preview_vae=tiny)
 
 
 def toy() -> PixArtBackbone:

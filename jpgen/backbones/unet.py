@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
@@ -22,6 +23,9 @@ from torch.nn.functional import pad
 
 from jpgen.backbones import controlnet, single_file
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
+from jpgen.backbones.packing import packing
+from jpgen.backbones.passes import is_guided, passes
+from jpgen.backbones.preview import Preview, load_tiny
 from jpgen.backbones.schedulers import make_scheduler
 from jpgen.backbones.starting import begin, encode, latent_mask, make_start, paste, to_pixels
 from jpgen.backbones.tiling import seamless, tiles_if_large
@@ -53,7 +57,7 @@ class UnetBackbone:
 
     def __init__(
         self, name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, schedule: dict[str, Any], default: SamplingConfig, *,
-        zeros_for_empty: bool = True,
+        zeros_for_empty: bool = True, preview_vae: AutoencoderTiny | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.default = default
@@ -71,6 +75,7 @@ class UnetBackbone:
             self.zeros_for_empty = False
             self._pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         self._pipeline.set_progress_bar_config(disable=True)
+        self._preview, self._packing = Preview(self._pixels, vae, preview_vae), packing(unet.dtype)
         self.size_multiple = self._pipeline.vae_scale_factor
         self.family = "sd" if self.spec.pooled_width is None else "sdxl"
         self.modules = {DENOISER: unet}
@@ -118,15 +123,21 @@ class UnetBackbone:
             noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps), blend=not self.inpaints)
 
         def after_step(_pipeline: object, index: int, _time: Tensor, _latents: dict[str, Tensor]) -> dict[str, Tensor]:
-            if on_step and on_step(Step(index + 1, total, lambda: paste(self._decode(scheduler.model_outputs[-1]), kept))) is False:
+            if on_step and on_step(Step(index + 1, total, lambda: paste(self._preview.images(scheduler.model_outputs[-1], config), kept))) is False:
                 raise Cancelled(f"{index + 1}/{total} ステップで中止しました / cancelled at step {index + 1} of {total}")
             return {}
 
-        embeddings, mask = self._embeddings(conditioning, negative if config.guidance_scale > 1 else None)
-        with _masked(pipeline.unet, mask), _told(pipeline.unet, beside), controlnet.masked(nets, mask):
+        embedded = pipeline.unet.config.time_cond_proj_dim is not None  # the U-Net is told the scale, as LCM's is
+        guided = is_guided(config) and not embedded
+        embeddings, mask = self._embeddings(conditioning, negative if guided else None)
+        scale = float(config.guidance_scale) if guided or embedded else 1.0
+        with (
+            _masked(pipeline.unet, mask), _told(pipeline.unet, beside), controlnet.masked(nets, mask),
+            passes(pipeline.unet, config, scheduler, guided=guided), self._packing.over(pipeline.unet),
+        ):  # fmt: skip
             latents = pipeline(
                 prompt=None, **embeddings, generator=list(generators), latents=noise.to(pipeline.unet.dtype), num_inference_steps=config.steps,
-                guidance_scale=float(config.guidance_scale), height=config.height, width=config.width, output_type="latent",
+                guidance_scale=scale, height=config.height, width=config.width, output_type="latent",
                 callback_on_step_end=after_step, **(controlnet.arguments(controls, config, "image") if nets else {}),
             ).images  # fmt: skip
         return paste(self._decode(latents), kept)
@@ -158,7 +169,7 @@ class UnetBackbone:
     def _embeddings(self, conditioning: Conditioning, negative: Conditioning | None) -> tuple[dict[str, Tensor], Tensor]:
         """What the pipeline is given, filled with masked zeros to one length, and the masks in the order in which it runs them."""
         both = [("", conditioning)] if negative is None else [("negative_", negative), ("", conditioning)]
-        length = max(value.tokens.shape[1] for _, value in both)
+        length, device = max(value.tokens.shape[1] for _, value in both), self._pipeline._execution_device
         made: dict[str, Tensor] = {}
         masks = []
         for prefix, value in both:
@@ -168,13 +179,17 @@ class UnetBackbone:
                     f"got {value.spec.pooled_width}: use the model's own encoder"
                 )
             short = length - value.tokens.shape[1]
-            made[f"{prefix}prompt_embeds"] = pad(value.tokens, (0, 0, 0, short)).to(self._pipeline.unet.dtype)
-            masks.append(pad(value.mask, (0, short)))
+            made[f"{prefix}prompt_embeds"] = pad(value.tokens, (0, 0, 0, short)).to(device, self._pipeline.unet.dtype)
+            masks.append(pad(value.mask, (0, short)).to(device))
             if value.pooled is not None:
-                made[f"{prefix}pooled_prompt_embeds"] = value.pooled.to(self._pipeline.unet.dtype)
+                made[f"{prefix}pooled_prompt_embeds"] = value.pooled.to(device, self._pipeline.unet.dtype)
         return made, torch.cat(masks)
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents), output_type="pil")
+        return images
+
+    def _pixels(self, latents: Tensor) -> Tensor:
         vae = self._pipeline.vae
         latents = latents.to(vae.dtype)
         mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
@@ -183,9 +198,8 @@ class UnetBackbone:
         else:
             latents = latents / vae.config.scaling_factor
         with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
-            pictures = vae.decode(latents).sample
-        images: list[Image.Image] = self._pipeline.image_processor.postprocess(pictures.float(), output_type="pil")
-        return images
+            pictures: Tensor = vae.decode(latents).sample
+        return pictures.float()
 
 
 @contextmanager
@@ -222,8 +236,8 @@ def _told(unet: UNet2DConditionModel, beside: Tensor | None) -> Iterator[None]:
 def load_unet(entry: Entry, dtype: torch.dtype) -> UnetBackbone:
     """The backbone of an entry: a folder as diffusers lays it out, or one `.safetensors` file in the layout of stable-diffusion-webui.
 
-    Parts: `unet` and `vae` (a folder or file in place of the model's own), `adapter` (a LoRA file, fused into the U-Net) with `adapter_scale`, and
-    what of SCHEDULE the model's own settings do not tell. Raises WeightsError, IncompatibleError.
+    Parts: `unet` and `vae` (a folder or file in place of the model's own), `preview_vae` (see `load_tiny`), `adapter` (a LoRA file, fused into the
+    U-Net) with `adapter_scale`, and what of SCHEDULE the model's own settings do not tell. Raises WeightsError, IncompatibleError.
     """
     unet_at = _part(entry, "unet")
     unet = single_file.load_unet(unet_at, dtype, entry.folder) if unet_at.is_file() else filled(UNet2DConditionModel, unet_at, dtype)
@@ -253,7 +267,9 @@ def load_unet(entry: Entry, dtype: torch.dtype) -> UnetBackbone:
         vae = load_autoencoder(entry, channels, dtype)
     index = entry.folder / "model_index.json"
     zeros = not index.is_file() or entry.place.is_file() or bool(read_config(entry.folder, index.name).get("force_zeros_for_empty_prompt", True))
-    return UnetBackbone(entry.name, unet.to(memory_format=torch.channels_last), vae, _schedule(entry), entry.default, zeros_for_empty=zeros)
+    tiny = load_tiny(entry, unet.config.in_channels, dtype)
+    unet = unet.to(memory_format=torch.channels_last)
+    return UnetBackbone(entry.name, unet, vae, _schedule(entry), entry.default, zeros_for_empty=zeros, preview_vae=tiny)
 
 
 def _part(entry: Entry, name: str) -> Path:

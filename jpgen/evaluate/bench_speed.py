@@ -1,74 +1,260 @@
-"""`make bench-speed`: how long a picture takes, cold and warm, beside the same weights as diffusers loads them by default (fp32).
+"""`make bench-speed`: jpgen beside plain diffusers on the same weights, in turns, as ratios; every row fails if the pictures are not the same.
 
-The arms take turns; each figure is the median of its rounds.
+Legs: `small` (mame, and a fifth of SDXL's width), `load` (opening what `full` opens, and importing), `full` (SDXL's own width; some minutes and
+7 GB of disk for random weights in --folder the first time). One thread and CPU seconds unless --threads says otherwise. Random weights say nothing
+of quality; one thread hides how threads scale; memory does not hold the whole SDXL twice, so its rival runs on the same U-Net.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from jpgen.backbones import load_backbone
-from jpgen.catalog import find_model
-from jpgen.encoders import load_encoder
+from jpgen.backbones.lean import lean
+from jpgen.catalog import Entry, find_model
+from jpgen.compute import best_dtype
+from jpgen.encoders.remembered import Remembered
+from jpgen.evaluate.bench_models import written
+from jpgen.evaluate.counting import counted
+from jpgen.evaluate.rivals import DIFFUSERS_TOKENS, Plain, absent, openvino_forward
+from jpgen.evaluate.timing import PSNR, Compared, UnlikeError, compare, probe
+from jpgen.models import recognise
 from jpgen.pipeline import Pipeline
+from jpgen.types import ModelInfo, SamplingConfig
 
 PROMPT = "夕焼けの海に浮かぶ赤い船"
-ENGINE = "from diffusers import PixArtSigmaPipeline"
+ENGINE = "from diffusers import PixArtSigmaPipeline, StableDiffusionXLPipeline"
+SEEDS = {1: (1,), 4: (1, 2, 3, 4)}
+
+LOAD = """
+import json, sys, torch
+from pathlib import Path
+from jpgen.backbones import load_backbone
+from jpgen.evaluate.timing import cpu_seconds
+from jpgen.models import recognise
+def anonymous():
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+entry, dtype = recognise(sys.argv[1]), getattr(torch, sys.argv[2])
+import jpgen.backbones.sdxl, jpgen.backbones.placement
+before, began = anonymous(), cpu_seconds()
+backbone = load_backbone(entry, dtype)
+print(json.dumps([cpu_seconds() - began, anonymous() - before]))
+"""
+"""Run by itself: CPU seconds and growth of memory that is no file's, of opening a model's U-Net and autoencoder."""
 
 
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure and print the tables; exit code 1 if pictures that should be the same are not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--leg", action="append", choices=sorted(LEGS), help="何度でも。省くと small と load（幅 1/5） / repeatable; small and load")
+    parser.add_argument("--folder", type=Path, help="乱数の重みの置き場（full に要る） / where random weights are kept: full wants one")
     parser.add_argument("--rounds", type=int, default=5)
-    rounds: int = parser.parse_args().rounds
-    entry = find_model("mame")
+    parser.add_argument("--steps", type=int, default=25, help="full のガイダンスつきのステップ数。比は変わらない / guided steps of full")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    legs = options.leg or ["small", "load"]
+    if "full" in legs and options.folder is None:
+        parser.error("--folder がありません / the full leg wants --folder, a place for 7 GB")
+    torch.set_num_threads(options.threads)
+    print(probe())
+    print(f"dtype: {best_dtype()}; " + "".join(f"{name}: 入っていない / not installed; " for name in absent()) + f"{options.rounds} rounds")
+    failed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for leg in legs:
+            print(f"\n{leg}\n  比 / ratio (最小–最大 / range)  jpgen ÷ 相手 / rival")
+            failed += _print(LEGS[leg](options, options.folder or Path(scratch)))
+    sys.exit(1 if failed else 0)
+
+
+def _print(rows: Iterable[Callable[[], Compared | str]]) -> int:
+    """Each row as soon as it is measured; how many were unlike."""
+    failed = 0
+    for row in rows:
+        try:
+            print(row(), flush=True)
+        except UnlikeError as error:
+            failed += 1
+            print(f"  FAIL  {error}", flush=True)
+    return failed
+
+
+# ── legs ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _small(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
+    entry, dtype = find_model("mame"), best_dtype()
     ours = Pipeline("mame")
-    plain = Pipeline.from_parts(load_encoder(entry.encoder, entry.folder), load_backbone(entry, torch.float32), ours.info)
-    arms: dict[str, Callable[[], object]] = {
-        "一枚 / one picture: jpgen": lambda: ours.generate(PROMPT, seed=1),
-        "一枚 / one picture: diffusers fp32": lambda: plain.generate(PROMPT, seed=1),
-        "四枚 / four pictures: jpgen": lambda: ours.generate_many([PROMPT], seed=1, count=4),
-        "四枚 / four pictures: diffusers fp32": lambda: plain.generate_many([PROMPT], seed=1, count=4),
-        "import jpgen": lambda: _run("-c", "import jpgen"),
-        f"import: {ENGINE}": lambda: _run("-c", ENGINE),
-        "起動から / cold: jpgen generate": _cold,
-    }
-    for arm in arms.values():
-        arm()  # warm: page cache, kernels
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds):
-        for name, arm in arms.items():
-            began = time.perf_counter()
-            arm()
-            times[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    machine = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, torch {torch.__version__}"
-    print(f"{ours.backbone.default.steps} steps, {machine}, {rounds} rounds\n")
-    for name, seconds in medians.items():
-        print(f"{seconds:7.2f} s  {name}   ({min(times[name]):.2f}–{max(times[name]):.2f})")
-    print()
-    for kind in ("一枚 / one picture", "四枚 / four pictures"):
-        print(f"{medians[f'{kind}: jpgen'] / medians[f'{kind}: diffusers fp32']:7.2f}    {kind}: jpgen ÷ diffusers fp32")
-    print(f"{medians['import jpgen'] / medians[f'import: {ENGINE}']:7.2f}    import jpgen ÷ import diffusers")
+    encoder: Any = ours.encoder
+    plain = Plain.opened(entry, encoder, dtype)
+    config = ours.config()
+    yield lambda: _drawn("mame 一枚 / one picture", ours, plain, config, options.rounds)
+    yield lambda: _drawn("mame 四枚 / four pictures", ours, plain, config, options.rounds, count=4)
+    if dtype != torch.float32:
+        default = Plain.opened(entry, encoder, torch.float32)
+        yield lambda: _drawn("mame 一枚、相手は既定の fp32 / one picture, rival in its default fp32", ours, default, config, options.rounds)
+    filled = Plain.opened(entry, encoder, dtype, filled=DIFFUSERS_TOKENS)
+    told = f"mame 一枚、相手は {DIFFUSERS_TOKENS} トークン / rival fills prompts as its encode_prompt does"
+    yield lambda: _drawn(told, ours, filled, config, options.rounds)
+    yield lambda: _repeated(ours, options.rounds)
+    yield lambda: _openvino(ours, options.rounds)
+    yield lambda: _counts(ours)
+    narrow = recognise(written(folder, "small", dtype))
+    sdxl = _opened(narrow)
+    rival = Plain.opened(narrow, _encoder(sdxl), dtype)
+    yield from _of_sdxl(sdxl, rival, options, "SDXL 1/5")
 
 
-def _cold() -> None:
+def _full(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
+    sdxl = _opened(recognise(written(folder, "full", torch.bfloat16)))
+    yield from _of_sdxl(sdxl, Plain.beside(sdxl.backbone, _encoder(sdxl)), options, "SDXL")
+
+
+def _of_sdxl(ours: Pipeline, plain: Plain, options: argparse.Namespace, name: str) -> Iterator[Callable[[], Compared | str]]:
+    few = SamplingConfig(512, 512, 4, 0.0, "euler_trailing")
+    guided = SamplingConfig(512, 512, options.steps, 5.0, "dpm++2m")
+    rounds = options.rounds
+    yield lambda: _drawn(f"{name} 512², 4 steps, no guidance", ours, plain, few, rounds)
+    yield lambda: _drawn(f"{name} 256², 4 steps, no guidance", ours, plain, replace(few, width=256, height=256), rounds)
+    yield lambda: _drawn(f"{name} 512², {options.steps} steps, guidance 5", ours, plain, guided, rounds)
+    half = replace(guided, guidance_start=0.2, guidance_stop=0.7)
+    yield lambda: _drawn(f"{name} 〃, 区間 / guidance interval 0.2:0.7（別の絵 / another picture）", ours, plain, half, rounds, same=False)
+    yield lambda: _drawn(f"{name} 〃, deepcache（別の絵 / another picture）", ours, plain, replace(guided, cache="deepcache"), rounds, same=False)
+    yield lambda: _parts(name, ours, rounds)
+
+
+def _load(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
+    shape = "full" if options.leg and "full" in options.leg else "small"
+    place = written(folder, shape, torch.bfloat16)
+    for dtype in dict.fromkeys((torch.bfloat16, best_dtype())):
+        yield partial(_opening, place, dtype, options.rounds)
+    yield lambda: compare("import jpgen ÷ import diffusers", lambda: _run("-c", "import jpgen"), lambda: _run("-c", ENGINE), rounds=3, least=None)
+    yield _cold
+
+
+LEGS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Callable[[], Compared | str]]]] = {"small": _small, "full": _full, "load": _load}
+
+
+# ── rows ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _drawn(name: str, ours: Pipeline, plain: Plain, config: SamplingConfig, rounds: int, *, count: int = 1, same: bool = True) -> Compared:
+    """Whole pictures, each arm encoding its prompt; the rival guides on every step."""
+    together = Pipeline.from_parts(ours.encoder, ours.backbone, ours.info, batch_size=count)
+
+    def draw() -> np.ndarray:
+        together._remembered = Remembered()
+        made = together.generate_many([PROMPT], seed=SEEDS[count][0], count=count, config=config, normalize=False)
+        return np.stack([np.asarray(one.image) for one in made])
+
+    backbone: Any = ours.backbone
+    denoiser = backbone._pipeline.components.get("unet") or backbone._pipeline.transformer
+    usual = replace(config, guidance_start=0.0, guidance_stop=1.0, cache="none")
+    return compare(name, draw, lambda: plain.draw(PROMPT, SEEDS[count], usual), rounds=rounds, least=PSNR[denoiser.dtype] if same else None)
+
+
+def _repeated(ours: Pipeline, rounds: int) -> Compared:
+    """Another seed of a prompt beside its first picture: what remembering it saves."""
+
+    def anew() -> None:
+        ours._remembered = Remembered()
+        ours.generate(PROMPT, seed=2)
+
+    name = "mame もう一枚（同じプロンプト） / another seed ÷ first picture"
+    return compare(name, lambda: ours.generate(PROMPT, seed=2), anew, rounds=rounds, least=None)
+
+
+def _openvino(ours: Pipeline, rounds: int) -> Compared | str:
+    backbone: Any = ours.backbone
+    transformer = backbone._pipeline.transformer
+    generator = torch.Generator().manual_seed(0)
+    channels, side = transformer.config.in_channels, transformer.config.sample_size
+    given = {
+        "hidden_states": torch.randn(2, channels, side, side, generator=generator).to(transformer.dtype),
+        "encoder_hidden_states": torch.randn(2, 14, transformer.config.caption_channels, generator=generator).to(transformer.dtype),
+        "encoder_attention_mask": torch.ones(2, 14, dtype=torch.int64), "timestep": torch.full((2,), 500),
+    }  # fmt: skip
+    rival = openvino_forward(transformer, given)
+    if rival is None:
+        return "     -  mame の transformer、OpenVINO は入っていない / OpenVINO is not installed (pip install 'jpgen[bench]')"
+    with torch.inference_mode(), lean(transformer):
+
+        def forward() -> np.ndarray:
+            made = transformer(**given, added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0]
+            return np.asarray(made.float())
+
+        return compare("mame の transformer ÷ OpenVINO", forward, rival, rounds=4 * rounds, least=PSNR[transformer.dtype])
+
+
+def _parts(name: str, ours: Pipeline, rounds: int) -> Compared:
+    """A preview beside a whole decode, after the first one has fitted its matrix."""
+    backbone: Any = ours.backbone
+    latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    config = SamplingConfig(512, 512, 1, 1.0)
+    with torch.inference_mode():
+        return compare(
+            f"{name} 途中の絵 ÷ デコード / preview ÷ decode, 512²", lambda: backbone._preview.images(latents, config),
+            lambda: backbone._decode(latents), rounds=rounds, least=None,
+        )  # fmt: skip
+
+
+def _counts(ours: Pipeline) -> str:
+    """Forwards of one guided picture and of a second one with an interval over half of the steps: exact, whatever else the machine does."""
+    ours._remembered = Remembered()
+    lines = []
+    for name, config in (("全部 / all", ours.config()), ("0.25:0.75", ours.config(guidance_start=0.25, guidance_stop=0.75))):
+        with counted(ours) as found:
+            ours.generate(PROMPT, seed=1, config=config)
+        rows = sum(found.forwards)
+        lines.append(f"{name}: {rows} rows in {len(found.forwards)} forwards, encoder {len(found.encoded)}, decoder {len(found.decoded)}")
+    return "     -  mame 回数 / counts: " + "; ".join(lines)
+
+
+def _opening(place: Path, dtype: torch.dtype, rounds: int) -> str:
+    name = str(dtype).removeprefix("torch.")
+    found = [json.loads(_run("-c", LOAD, str(place), name)) for _ in range(min(rounds, 3) + 1)][1:]
+    size = sum(file.stat().st_size for part in ("unet", "vae") for file in (place / part).glob("*.safetensors"))
+    seconds, grown = min(one[0] for one in found), min(one[1] for one in found)
+    return f"     -  {place.name} を {name} で開く / open as {name}: {size / 1e9:.2f} GB, CPU {seconds:.2f} s, RssAnon +{grown / 1e9:.2f} GB"
+
+
+def _cold() -> Compared:
+    """From the start of a process to one picture in its file, beside the imports that a diffusers program does first."""
     with tempfile.TemporaryDirectory() as folder:
-        _run("-m", "jpgen.cli", "generate", PROMPT, "-o", str(Path(folder) / "ship.png"))
+        picture = str(Path(folder) / "ship.png")
+        return compare(
+            "起動から一枚 ÷ diffusers の import だけ / cold `jpgen generate` ÷ importing diffusers",
+            lambda: _run("-m", "jpgen.cli", "generate", PROMPT, "-o", picture), lambda: _run("-c", ENGINE), rounds=3, least=None,
+        )  # fmt: skip
 
 
-def _run(*arguments: str) -> None:
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+def _opened(entry: Entry) -> Pipeline:
+    """The pipeline of a random model in the number type of this machine; its weights are not hashed, for they are large."""
+    from jpgen.encoders import load_encoder
+
+    info = ModelInfo(entry.name, entry.revision, entry.license, "0" * 10)
+    return Pipeline.from_parts(load_encoder(entry.encoder, entry.place), load_backbone(entry), info)
+
+
+def _encoder(pipeline: Pipeline) -> Any:
+    return pipeline.encoder
+
+
+def _run(*arguments: str) -> str:
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True, env=threads).stdout
 
 
 if __name__ == "__main__":

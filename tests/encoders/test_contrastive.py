@@ -12,11 +12,11 @@ from torch import Tensor
 
 import jpgen
 from jpgen import backbones
+from jpgen.api import open_pipeline
 from jpgen.backbones import sd
 from jpgen.emphasis import TokenEncoder
 from jpgen.encoders import load_encoder, roberta_clip, siglip
 from jpgen.errors import IncompatibleError, WeightsError
-from jpgen.pipeline import open_pipeline
 from tests.backbones.test_sd import plain
 from tests.toys import stable_diffusion
 from tests.toys.contrastive import Tower, rinna_clip, waon

@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 
 import jpgen
 from jpgen import backbones
+from jpgen.api import load_generation, open_pipeline
 from jpgen.cli import main
 from jpgen.encoders import clip
 from jpgen.encoders.tokenizers import clip_tokenizer
 from jpgen.errors import IncompatibleError, UnknownNameError, WeightsError
 from jpgen.metadata import read_settings
-from jpgen.pipeline import Pipeline, load_generation, open_pipeline
+from jpgen.pipeline import Pipeline
 from jpgen.translate import is_japanese, load_translator, open_translator, translate_spans
 from jpgen.types import Prompt, Translation, Translator
 from tests.backbones.test_sd import by_transformers, plain
