@@ -1,4 +1,4 @@
-"""Plain diffusers, as bench-speed runs it, draws what jpgen draws: on mame, and on an SDXL of random weights that was written and opened as a folder."""
+"""Plain diffusers, as bench-speed runs it, draws what jpgen draws: on mame, and on an SDXL of random weights that was written to a folder."""
 
 from pathlib import Path
 
