@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from jpgen.api import load_generation
 from jpgen.cli import main
@@ -32,6 +33,16 @@ def test_a_picture_is_written_where_asked(run: Callable[..., Result]) -> None:
     made = load_generation("out/船.png")
     assert (made.seed, made.config.height, made.config.steps, made.config.guidance_scale) == (5, 96, 1, 1.5)
     assert made.image.size == (64, 96)
+
+
+def test_the_guidance_interval_goes_in_and_comes_back(run: Callable[..., Result]) -> None:
+    done = run("generate", "赤い船", "-o", "a.png", "--seed", 5, "--steps", 4, "--guidance-interval", "0.25:0.75", "--cache", "firstblock")
+    assert done.exit_code == 0, done.output
+    made = load_generation("a.png")
+    assert (made.config.guidance_start, made.config.guidance_stop, made.config.cache) == (0.25, 0.75, "firstblock")
+    assert made.image.tobytes() == Image.open("a.png").tobytes()
+    assert run("generate", "赤い船", "-o", "b.png", "--seed", 5, "--guidance-interval", ":0.5").exit_code == 0
+    assert load_generation("b.png").config.guidance_stop == 0.5
 
 
 def test_without_output_the_name_is_made_from_the_prompt(run: Callable[..., Result]) -> None:
@@ -59,6 +70,10 @@ def test_prompts_from_standard_input(run: Callable[..., Result]) -> None:
         (["generate", "あ" * 10_000], "10000 文字"),
         (["generate", "猫\ud800"], "壊れています"),
         (["generate", "猫", "--size", "250"], "倍数"),
+        (["generate", "猫", "--guidance-interval", "x:1"], "0.1:0.8"),
+        (["generate", "猫", "--guidance-interval", "0.8:0.1"], "guidance_start=0.8"),
+        (["generate", "猫", "--cache", "deepcash"], "deepcache"),
+        (["generate", "猫", "--cache", "deepcache"], "U-Net"),
         (["generate", "猫", "--size", "大"], "--size"),
         (["generate", "猫", "--size", "256x"], None),
         (["generate", "猫", "--steps", "0"], "steps=0"),

@@ -69,6 +69,20 @@ def user_comment(data: bytes) -> str:
     return comment.removeprefix(b"UNICODE\0").decode("utf-16-be")
 
 
+def test_what_is_unusual_is_told_to_other_tools_too(tmp_path: Path) -> None:
+    usual = made()
+    assert "interval" not in parameters_text(usual) and "cache" not in parameters_text(usual)
+    changed = made(config=replace(CONFIG, guidance_start=0.1, guidance_stop=0.8, cache="deepcache"))
+    pairs = parse_parameters(parameters_text(changed))[2]
+    assert (pairs["Guidance interval"], pairs["Step cache"]) == ("0.1:0.8", "deepcache")
+    for suffix in SUFFIXES:
+        assert read_settings(changed.save(tmp_path / f"a{suffix}")).config == changed.config
+    old = twin_of(usual)
+    for later in ("guidance_start", "guidance_stop", "cache"):
+        del old["config"][later]  # type: ignore[attr-defined]
+    assert read_settings(with_chunk(tmp_path / "old.png", json.dumps(old))).config == CONFIG  # a picture of an older jpgen
+
+
 # ── what is written is read ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
