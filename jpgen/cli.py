@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -44,6 +45,7 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
 def main() -> None:
     """日本語から絵を作ります / pictures from Japanese prompts."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not for the reader: jpgen says what came of them
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # nor that torchvision would read pictures faster
 
 
 @main.command("generate")
