@@ -33,9 +33,10 @@ def guided_steps(config: SamplingConfig, total: int) -> range:
 def passes(denoiser: nn.Module, config: SamplingConfig, scheduler: Any, *, guided: bool, in_turn: bool = False) -> Iterator[None]:
     """Within, a `guided` run of `scheduler` pays for the negative prompt on the steps of the guidance interval alone, and the step cache is on.
 
-    Limited-interval guidance (Kynkäänniemi et al. 2024, arXiv 2404.07724). Elsewhere only the conditional rows run and stand for both halves, so that
-    classifier-free guidance gives their prediction whatever its scale. `in_turn`: the pipeline runs the prompt, then the negative one (FLUX); else
-    both in one batch, the negative rows first. Raises UnknownNameError or IncompatibleError for the cache.
+    Limited-interval guidance (Kynkäänniemi et al. 2024, arXiv 2404.07724); the fractions are of the steps that are run. Elsewhere only the
+    conditional rows run and stand for both halves, so that classifier-free guidance gives their prediction whatever its scale. `in_turn`: the
+    pipeline runs the prompt, then the negative one (FLUX); else both in one batch, the negative rows first. Raises UnknownNameError or
+    IncompatibleError for the cache.
     """
     with ExitStack() as stack:
         stack.enter_context(cached(denoiser, config.cache))
@@ -46,11 +47,12 @@ def passes(denoiser: nn.Module, config: SamplingConfig, scheduler: Any, *, guide
 
 
 def _half_spared(forward: Forward, config: SamplingConfig, scheduler: Any) -> Forward:
-    done = 0
+    done, steps = 0, range(0)
 
     def run(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        nonlocal done
-        guided = done in guided_steps(config, len(scheduler.timesteps))
+        nonlocal done, steps
+        steps = steps if done else guided_steps(config, len(scheduler.timesteps))  # as they are before the first step: those that will be run
+        guided = done in steps
         done += 1
         if guided:
             return forward(sample, *args, **kwargs)
@@ -63,14 +65,15 @@ def _half_spared(forward: Forward, config: SamplingConfig, scheduler: Any) -> Fo
 
 
 def _second_spared(forward: Forward, config: SamplingConfig, scheduler: Any) -> Forward:
-    done = 0
+    done, steps = 0, range(0)
     last: Any = None
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal done, last
+        nonlocal done, steps, last
+        steps = steps if done else guided_steps(config, len(scheduler.timesteps))
         step, second = divmod(done, 2)
         done += 1
-        if not second or step in guided_steps(config, len(scheduler.timesteps)):
+        if not second or step in steps:
             last = forward(*args, **kwargs)
         return last
 

@@ -267,7 +267,7 @@ def load_unet(entry: Entry, dtype: torch.dtype) -> UnetBackbone:
         vae = load_autoencoder(entry, channels, dtype)
     index = entry.folder / "model_index.json"
     zeros = not index.is_file() or entry.place.is_file() or bool(read_config(entry.folder, index.name).get("force_zeros_for_empty_prompt", True))
-    tiny = load_tiny(entry, unet.config.in_channels, dtype)
+    tiny = load_tiny(entry, channels, dtype)
     unet = unet.to(memory_format=torch.channels_last)
     return UnetBackbone(entry.name, unet, vae, _schedule(entry), entry.default, zeros_for_empty=zeros, preview_vae=tiny)
 

@@ -2,16 +2,19 @@
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 
 from jpgen.backbones.caches import CACHES, cached, deepcache, first_block
 from jpgen.backbones.passes import guided_steps, passes
 from jpgen.errors import IncompatibleError, SettingError, UnknownNameError
-from jpgen.types import Conditioning, SamplingConfig
+from jpgen.types import Conditioning, Control, InitImage, SamplingConfig
+from tests.toys.pictures import mask, picture
 
 FAMILIES = ["sd", "sdxl", "pixart", "flux"]
 
@@ -27,10 +30,11 @@ def conditioning(backbone: Any, rows: int, seed: int = 3) -> Conditioning:
     return Conditioning(tokens, torch.ones(rows, 5, dtype=torch.int64), None if width is None else torch.randn(rows, width, generator=generator))
 
 
-def pictures(backbone: Any, rows: int = 1, **settings: Any) -> np.ndarray:
+def pictures(backbone: Any, rows: int = 1, more: dict[str, Any] | None = None, **settings: Any) -> np.ndarray:
     config = replace(backbone.default, **{"guidance_scale": 3.0, "steps": 4, **settings})
     generators = [torch.Generator().manual_seed(seed) for seed in range(rows)]
-    made = backbone.sample(conditioning(backbone, 2).rows(0, rows), conditioning(backbone, 2, 4).rows(0, rows), config, generators=generators)
+    wanted, unwanted = (conditioning(backbone, 2, seed).rows(0, rows) for seed in (3, 4))
+    made = backbone.sample(wanted, unwanted, config, generators=generators, **(more or {}))
     return np.stack([np.asarray(image, int) for image in made])
 
 
@@ -76,7 +80,22 @@ def test_outside_the_interval_the_scale_does_not_matter(family: str) -> None:
         assert abs(made - wanted[-1]).max() <= 1
 
 
-def by_hand(backbone: Any, model: Any, rows: int) -> np.ndarray:
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_an_interval_beside_a_controlnet_and_a_picture_to_begin_from(family: str, tmp_path: Path) -> None:
+    backbone = toy(family)
+    net = ControlNetModel.from_unet(denoiser(backbone), conditioning_embedding_out_channels=(8, 16, 16, 32)).eval()
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    net.save_pretrained(tmp_path)
+    for more in ({"controls": [Control(tmp_path, picture())]}, {"init": InitImage(picture(), 1.0, mask())}):
+        with torch.inference_mode():
+            wanted = by_hand(backbone, denoiser(backbone), 2, more)
+        assert abs(pictures(backbone, 2, more, guidance_start=0.25, guidance_stop=0.75) - wanted).max() <= 1
+        assert abs(pictures(backbone, 2, more) - wanted).max() > 1
+        assert pictures(backbone, 2, more, cache="deepcache").shape == wanted.shape
+
+
+def by_hand(backbone: Any, model: Any, rows: int, more: dict[str, Any] | None = None) -> np.ndarray:
     """The plain, fully guided run, in which the negative half of what the model says is replaced by the other on the first and the last step."""
     calls, kept = [0], [None]
     forward = model.forward
@@ -94,7 +113,7 @@ def by_hand(backbone: Any, model: Any, rows: int) -> np.ndarray:
 
     model.forward = changed
     try:
-        return pictures(backbone, rows)
+        return pictures(backbone, rows, more)
     finally:
         del model.forward
 

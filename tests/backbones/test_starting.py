@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderTiny,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FluxImg2ImgPipeline,
@@ -249,7 +250,9 @@ def test_an_inpainting_checkpoint_opens(tmp_path: Path) -> None:
     unet = UNet2DConditionModel(in_channels=9, sample_size=8, block_out_channels=(32, 32, 32, 64), cross_attention_dim=24, attention_head_dim=8)
     text = {"cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.ones(24)}
     toys._write_file(tmp_path / "inpainting.safetensors", toys.ldm_unet(unet), toys.ldm_vae(toys.autoencoder()), text)
-    entry = Entry("toy", "sd", encoder="clip", path=str(tmp_path / "inpainting.safetensors"), default=CONFIG)
+    AutoencoderTiny().save_pretrained(tmp_path / "tiny")
+    parts = {"preview_vae": "tiny"}  # of the latents' channels, not of all that the U-Net takes
+    entry = Entry("toy", "sd", encoder="clip", path=str(tmp_path / "inpainting.safetensors"), default=CONFIG, parts=parts)
     backbone = load_backbone(entry, torch.float32)
     assert backbone.inpaints
     ours = drawn(backbone, InitImage(picture(), 0.5, mask()), CONFIG)

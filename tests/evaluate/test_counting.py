@@ -11,7 +11,8 @@ from jpgen.encoders import flux as flux_encoder
 from jpgen.encoders import sdxl as sdxl_encoder
 from jpgen.evaluate.counting import Counts, counted
 from jpgen.pipeline import Pipeline
-from jpgen.types import ModelInfo, SamplingConfig
+from jpgen.types import InitImage, ModelInfo, SamplingConfig
+from tests.toys.pictures import picture
 
 INFO = ModelInfo("toy", "0", "MIT", "0000000000")
 OPENED: dict[str, Callable[[], Pipeline]] = {
@@ -101,6 +102,13 @@ def test_flux_spares_the_second_pass() -> None:
     found = cost(pipeline, steps=4, guidance_scale=2.0, guidance_start=0.25, guidance_stop=0.5)
     assert len(found.forwards) == 4 + 1
     assert backbone.ignores_negative is False
+
+
+def test_an_interval_of_the_steps_that_are_run() -> None:
+    pipeline = OPENED["pixart"]()
+    with counted(pipeline) as found:  # half of 8 steps, of them the first half
+        pipeline.generate("猫", seed=1, init=InitImage(picture(), 0.5), config=pipeline.config(steps=8, guidance_scale=3.0, guidance_stop=0.5))
+    assert found.forwards == [2, 2, 1, 1]
 
 
 def test_settings_out_of_order_are_refused(pipeline: Pipeline) -> None:
