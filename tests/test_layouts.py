@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "guidance_sca
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for module in (clip, llm, backbones):
-        monkeypatch.setattr(module, "best_dtype", lambda: torch.float32)
+        monkeypatch.setattr(module, "best_dtype", lambda *_device: torch.float32)
     monkeypatch.setenv("JPGEN_CATALOG", str(tmp_path / "mine.toml"))
     (tmp_path / "mine.toml").touch()
     open_pipeline.cache_clear()

@@ -36,7 +36,7 @@ ATTN = (0.1877279276437178, 0.20014114603909822, 0.3922685507065275, 0.219862375
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No file of the user is read or written, and arithmetic is in fp32."""
     for module in (clip, backbones):
-        monkeypatch.setattr(module, "best_dtype", lambda: torch.float32)
+        monkeypatch.setattr(module, "best_dtype", lambda *_device: torch.float32)
     for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
     monkeypatch.setenv("JPGEN_CATALOG", str(tmp_path / "mine.toml"))

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
-from jpgen import pipeline
+from jpgen import api
 from jpgen.api import load_generation
 from jpgen.backbones import diffusers, flux, pixart, sd
 from jpgen.backbones.unet import toy_vae
@@ -350,8 +350,12 @@ def test_mame_inpaints_and_leaves_the_rest(mame: Pipeline) -> None:
 
 @pytest.fixture
 def run(toy: Pipeline, unet: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    real = pipeline.open_pipeline
-    monkeypatch.setattr(pipeline, "open_pipeline", lambda name="mame", vae=None: real(name, vae) if vae else unet if name == "unet" else toy)
+    real = api.open_pipeline
+
+    def opened(name: str = "mame", vae: Path | None = None, optimize: bool = False) -> Pipeline:
+        return real(name, vae, optimize) if vae else unet if name == "unet" else toy
+
+    monkeypatch.setattr(api, "open_pipeline", opened)
     monkeypatch.chdir(tmp_path)
     picture().save("photo.png")
     mask().save("mask.png")

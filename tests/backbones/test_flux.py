@@ -46,7 +46,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 @pytest.mark.parametrize("guidance_scale", [0.0, 3.0])
 def test_it_is_what_diffusers_draws_of_the_text(root: Path, guidance_scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (clip, t5):
-        monkeypatch.setattr(module, "best_dtype", lambda: torch.float32)
+        monkeypatch.setattr(module, "best_dtype", lambda *_device: torch.float32)
     entry = Entry("toy", "flux", path=str(root), default=DEFAULT)
     encoder, backbone = load_encoder("flux", root, max_tokens=48), load_backbone(entry, torch.float32)
     assert encoder.spec == backbone.spec

@@ -42,7 +42,7 @@ def noise(*seeds: int, rows: int = 6, columns: int = 8) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def _in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (llm, t5):
-        monkeypatch.setattr(module, "best_dtype", lambda: torch.float32)
+        monkeypatch.setattr(module, "best_dtype", lambda *_device: torch.float32)
 
 
 @pytest.mark.parametrize("class_name", ["Transformer2DModel", "PixArtTransformer2DModel"])

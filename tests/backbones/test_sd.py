@@ -100,7 +100,7 @@ def by_transformers(text: object, ids: list[int], end: int, pad: int) -> torch.T
 
 @pytest.fixture(autouse=True)
 def _fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip, "best_dtype", lambda: torch.float32)
+    monkeypatch.setattr(clip, "best_dtype", lambda *_device: torch.float32)
 
 
 def test_rinnas_layout_generates_with_the_right_embeddings(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ States = tuple[torch.Tensor, torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def _fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip, "best_dtype", lambda: torch.float32)
+    monkeypatch.setattr(clip, "best_dtype", lambda *_device: torch.float32)
 
 
 def entry(path: Path, **parts: str | float) -> Entry:

@@ -68,7 +68,7 @@ def test_names_of_special_tokens_in_a_text_are_text() -> None:
 
 @pytest.mark.parametrize("projection", [False, True])
 def test_a_saved_encoder_is_read_again(projection: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip, "best_dtype", lambda: torch.float32)
+    monkeypatch.setattr(clip, "best_dtype", lambda *_device: torch.float32)
     toy = clip.toy(projection=projection)
     read = clip.load(saved(tmp_path, toy, "_2"), suffix="_2")
     assert (read.spec, read.window) == (toy.spec, toy.window)

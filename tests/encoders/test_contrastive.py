@@ -28,7 +28,7 @@ TEXTS = ["赤い猫 CAT", "青い船", ""]
 @pytest.fixture(autouse=True)
 def _in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (siglip, roberta_clip, backbones):
-        monkeypatch.setattr(module, "best_dtype", lambda: torch.float32)
+        monkeypatch.setattr(module, "best_dtype", lambda *_device: torch.float32)
     open_pipeline.cache_clear()
 
 

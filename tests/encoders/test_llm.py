@@ -17,7 +17,7 @@ TEXTS = ["赤い猫", "a ship </s> and a sea", ""]
 @pytest.fixture(autouse=True)
 def _in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (llm, t5):
-        monkeypatch.setattr(module, "best_dtype", lambda: torch.float32)
+        monkeypatch.setattr(module, "best_dtype", lambda *_device: torch.float32)
 
 
 @pytest.mark.parametrize("hidden_layer", [-1, -2, 0, 2])

@@ -87,7 +87,7 @@ def test_another_tokenizer_without_its_model_is_not_taken_for_clips(tmp_path: Pa
 
 
 def test_rinnas_encoder_sees_ids_end_and_filling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip, "best_dtype", lambda: torch.float32)
+    monkeypatch.setattr(clip, "best_dtype", lambda *_device: torch.float32)
     toy = rinna(tmp_path)
     text = f"赤い{UNKNOWN}猫"
     ids = toy.pieces.encode(text)

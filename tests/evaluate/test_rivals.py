@@ -22,7 +22,7 @@ def drawn(pipeline: Pipeline, config: SamplingConfig, count: int = 1) -> np.ndar
 
 
 def test_mame_is_what_plain_diffusers_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jpgen.encoders.bert.best_dtype", lambda: torch.float32)
+    monkeypatch.setattr("jpgen.encoders.bert.best_dtype", lambda *_device: torch.float32)
     entry = find_model("mame")
     encoder = load_encoder("bert", entry.place)
     ours = Pipeline.from_parts(encoder, load_backbone(entry, torch.float32), ModelInfo("mame", "0", "x", "0" * 10), batch_size=2)
@@ -35,7 +35,7 @@ def test_mame_is_what_plain_diffusers_draws(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_random_sdxl_is_written_once_and_drawn_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {"unet": (32, 64, 64), "heads": (1, 1, 1), "texts": ((32, 2, 1), (64, 2, 1)), "vae": (32, 32, 32, 32), "time": 8}
     monkeypatch.setitem(bench_models.SHAPES, "small", tiny)
-    monkeypatch.setattr("jpgen.encoders.clip.best_dtype", lambda: torch.float32)
+    monkeypatch.setattr("jpgen.encoders.clip.best_dtype", lambda *_device: torch.float32)
     place = bench_models.written(tmp_path, "small", torch.float32)
     stamp = (place / "unet" / bench_models.STEM).stat().st_mtime_ns
     assert bench_models.written(tmp_path, "small", torch.float32) == place

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stable_diffusion.Parts:
     """Stable Diffusion 1 in a single file, with CLIP's own English tokenizer."""
     for module in (clip, backbones):
-        monkeypatch.setattr(module, "best_dtype", lambda: torch.float32)
+        monkeypatch.setattr(module, "best_dtype", lambda *_device: torch.float32)
     open_pipeline.cache_clear()
     return stable_diffusion.single_sd1(tmp_path / "english.safetensors")
 
