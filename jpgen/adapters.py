@@ -21,19 +21,9 @@ from jpgen.errors import IncompatibleError, MetadataError, SettingError, Unknown
 from jpgen.lora import Adapter, read_adapter
 from jpgen.lora_modules import AdaptedModules
 from jpgen.prompt.syntax import parse_attention
+from jpgen.protocols import Adaptable, AdaptableBackbone, AdaptingBackbone, Backbone, EmbeddableEncoder, LayeredEncoder, TextBackbone, TextEncoder
 from jpgen.safety import PICKLES, refuse_pickle
-from jpgen.types import (
-    Adaptable,
-    AdaptableBackbone,
-    AdapterInfo,
-    AdaptingBackbone,
-    Backbone,
-    EmbeddableEncoder,
-    LayeredEncoder,
-    Prompt,
-    TextBackbone,
-    TextEncoder,
-)
+from jpgen.types import AdapterInfo, Prompt
 
 log = logging.getLogger("jpgen")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jpgen.catalog import LATEST, TRANSLATORS, Entry, find_model, load_catalog, xdg_folder
 from jpgen.errors import IncompatibleError, LicenseError, OutputError, UnknownNameError, WeightsError
+from jpgen.safety import sha256_of
 
 if TYPE_CHECKING:
     from jpgen.hub import Progress
@@ -113,6 +115,26 @@ def whereabouts(entry: Entry) -> str:
     if entry.path:
         return "local" if entry.place.exists() else "absent"
     return "fetched" if _snapshot(entry) else "absent"
+
+
+def weights_hash(entry: Entry) -> str:
+    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name: its file or folder, and its local parts (U-Net, adapter …)."""
+    files = _weight_files(entry.place, "")
+    for part in ("adapter", "unet", "vae", "text_encoder", "text_encoder_2"):
+        if told := entry.parts.get(part):
+            place = entry.folder / Path(str(told)).expanduser()
+            files |= _weight_files(place / part if (place / part).is_dir() else place, f"{part}:")
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(name.encode())
+        digest.update(bytes.fromhex(sha256_of(files[name])))
+    return digest.hexdigest()[:10]
+
+
+def _weight_files(place: Path, prefix: str) -> dict[str, Path]:
+    if place.is_dir():
+        return {prefix + file.relative_to(place).as_posix(): file for file in place.rglob("*.safetensors")}
+    return {prefix + place.name: place} if place.is_file() else {}
 
 
 def hub_folder() -> Path:

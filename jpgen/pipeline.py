@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import threading
 import time
@@ -18,22 +17,20 @@ from PIL import Image
 
 from jpgen.adapters import Adapters, Loras, total_weights
 from jpgen.backbones import load_backbone
-from jpgen.catalog import Entry
 from jpgen.emphasis import TokenEncoder
 from jpgen.encoders import load_encoder
 from jpgen.encoders.remembered import Asked, Remembered
 from jpgen.errors import IncompatibleError, PromptError, SettingError
 from jpgen.lora import Adapter
 from jpgen.merged import open_model
-from jpgen.models import with_vae
+from jpgen.models import weights_hash, with_vae
 from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlarged, file_hash
 from jpgen.prompt.chain import normalize as normalized
 from jpgen.prompt.syntax import parse_attention, render
-from jpgen.safety import sha256_of
+from jpgen.protocols import Backbone, TextBackbone, TextEncoder, Translator
 from jpgen.translate import is_japanese, open_translator, translate_spans
 from jpgen.types import (
     NO_INPUTS,
-    Backbone,
     Conditioning,
     Control,
     Generation,
@@ -43,10 +40,7 @@ from jpgen.types import (
     Prompt,
     SamplingConfig,
     StepCallback,
-    TextBackbone,
-    TextEncoder,
     Translation,
-    Translator,
     require_seed,
 )
 
@@ -352,26 +346,6 @@ def _trimmed(conditioning: Conditioning) -> Conditioning:
     seen = conditioning.mask.any(dim=0)
     length = int((seen * torch.arange(1, len(seen) + 1, device=seen.device)).max()) or len(seen)
     return Conditioning(conditioning.tokens[:, :length], conditioning.mask[:, :length], conditioning.pooled)
-
-
-def weights_hash(entry: Entry) -> str:
-    """The first 10 hex digits of the SHA-256 over the entry's weight files, by name: its file or folder, and its local parts (U-Net, adapter …)."""
-    files = _weight_files(entry.place, "")
-    for part in ("adapter", "unet", "vae", "text_encoder", "text_encoder_2"):
-        if told := entry.parts.get(part):
-            place = entry.folder / Path(str(told)).expanduser()
-            files |= _weight_files(place / part if (place / part).is_dir() else place, f"{part}:")
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(name.encode())
-        digest.update(bytes.fromhex(sha256_of(files[name])))
-    return digest.hexdigest()[:10]
-
-
-def _weight_files(place: Path, prefix: str) -> dict[str, Path]:
-    if place.is_dir():
-        return {prefix + file.relative_to(place).as_posix(): file for file in place.rglob("*.safetensors")}
-    return {prefix + place.name: place} if place.is_file() else {}
 
 
 def _said(negative: str) -> str:

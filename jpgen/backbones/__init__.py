@@ -11,7 +11,7 @@ import torch
 from jpgen.catalog import Entry
 from jpgen.compute import best_device, best_dtype
 from jpgen.errors import UnknownNameError
-from jpgen.types import Backbone, TextBackbone
+from jpgen.protocols import Backbone, TextBackbone
 
 PARTS = frozenset({
     "autoencoder", "caches", "controlnet", "forwards", "lean", "loading", "packing", "passes", "placement", "preview", "schedulers", "single_file",

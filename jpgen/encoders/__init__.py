@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from jpgen.compute import best_dtype
 from jpgen.errors import UnknownNameError, WeightsError
+from jpgen.protocols import TextEncoder
 from jpgen.safety import check_safetensors
-from jpgen.types import TextEncoder
 from jpgen.weights import find_weights
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jpgen.emphasis import TokenEncoder, encode_weighted
-from jpgen.types import Conditioning, TextEncoder
+from jpgen.protocols import TextEncoder
+from jpgen.types import Conditioning
 
 ENTRIES = 16
 """Calls that are remembered: a prompt and its negative one are an entry, of some megabytes with the longest encoders."""

@@ -15,7 +15,8 @@ from torch.nn.functional import pad
 from jpgen.backbones import load_backbone
 from jpgen.backbones.schedulers import make_scheduler
 from jpgen.catalog import Entry
-from jpgen.types import Conditioning, SamplingConfig, TextEncoder
+from jpgen.protocols import TextEncoder
+from jpgen.types import Conditioning, SamplingConfig
 
 DIFFUSERS_TOKENS = 300
 """Tokens that PixArt's own `encode_prompt` fills every prompt with."""

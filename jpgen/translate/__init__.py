@@ -12,7 +12,7 @@ from pathlib import Path
 from jpgen.catalog import TRANSLATORS, load_catalog
 from jpgen.errors import IncompatibleError, UnknownNameError
 from jpgen.models import open_model
-from jpgen.types import Translator
+from jpgen.protocols import Translator
 
 JAPANESE = re.compile("[\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
 """Kana and kanji: a text that has none is left as it is."""

@@ -10,7 +10,8 @@ from PIL.Image import Image
 from jpgen.backbones import families
 from jpgen.backbones.schedulers import FLOW, SCHEDULERS, make_scheduler
 from jpgen.errors import Cancelled, SettingError, UnknownNameError
-from jpgen.types import Backbone, Conditioning, SamplingConfig, Step, TextBackbone
+from jpgen.protocols import Backbone, TextBackbone
+from jpgen.types import Conditioning, SamplingConfig, Step
 
 
 @pytest.fixture(scope="module", params=families())

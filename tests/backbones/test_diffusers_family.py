@@ -13,7 +13,8 @@ from PIL import Image
 from jpgen.backbones import diffusers, load_backbone
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError, WeightsError
-from jpgen.types import SamplingConfig, Step, TextBackbone
+from jpgen.protocols import TextBackbone
+from jpgen.types import SamplingConfig, Step
 
 DEFAULT = SamplingConfig(width=64, height=48, steps=3, guidance_scale=3.0, scheduler="own")
 

@@ -16,7 +16,8 @@ from jpgen.catalog import Entry
 from jpgen.encoders import llm, load_encoder, t5
 from jpgen.errors import IncompatibleError, WeightsError
 from jpgen.pipeline import Pipeline
-from jpgen.types import Backbone, ModelInfo, SamplingConfig
+from jpgen.protocols import Backbone
+from jpgen.types import ModelInfo, SamplingConfig
 from tests.toys.diffusion_transformers import WEIGHTS, commonart, in_shards, pixart_sigma
 
 DEFAULT = SamplingConfig(width=64, height=48, steps=3, guidance_scale=3.0, scheduler="dpm++2m", emphasis="comfy")

@@ -9,7 +9,7 @@ import torch
 from jpgen.emphasis import TokenEncoder, chunk
 from jpgen.encoders import kinds, load_encoder
 from jpgen.errors import UnknownNameError, WeightsError
-from jpgen.types import TextEncoder
+from jpgen.protocols import TextEncoder
 
 TEXTS = ["赤い船", "猫", "左に犬、右に車"]
 

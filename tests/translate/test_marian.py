@@ -19,8 +19,9 @@ from jpgen.encoders.tokenizers import clip_tokenizer
 from jpgen.errors import IncompatibleError, UnknownNameError, WeightsError
 from jpgen.metadata import read_settings
 from jpgen.pipeline import Pipeline
+from jpgen.protocols import Translator
 from jpgen.translate import is_japanese, load_translator, open_translator, translate_spans
-from jpgen.types import Prompt, Translation, Translator
+from jpgen.types import Prompt, Translation
 from tests.backbones.test_sd import by_transformers, plain
 from tests.toys import stable_diffusion
 from tests.toys.marian import PAIRS, marian, only_a_pickle, open_plainly
