@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -66,9 +67,10 @@ LEFT_ASIDE = re.compile(
 """Tensors that no component of a diffusers folder has a place for."""
 
 ALIASES = (
-    (re.compile(r"(vae\.\w+\.mid_block\.attentions\.\d+)\.query\."), r"\1.to_q."), (re.compile(r"(vae\.\w+\.mid_block\.attentions\.\d+)\.key\."), r"\1.to_k."),
-    (re.compile(r"(vae\.\w+\.mid_block\.attentions\.\d+)\.value\."), r"\1.to_v."),
-    (re.compile(r"(vae\.\w+\.mid_block\.attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
+    *(
+        (re.compile(rf"(vae\.\w+\.mid_block\.attentions\.\d+)\.{old}\."), rf"\1.{new}.")
+        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+    ),
     (re.compile(r"(text_encoder(?:_2)?)\.(embeddings\.(?:token|position)|encoder\.layers|final_layer_norm)"), r"\1.text_model.\2"),
 )  # fmt: skip
 """Names of older and newer versions of diffusers and transformers -> those of most folders."""
@@ -84,7 +86,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Moved:
-    """A tensor of one layout out of another: slices one below the other, of the type of all; then "transpose", "flatten" or "kernel" ([o, i, 1, 1])."""
+    """A tensor of one layout out of another: slices one below the other, then "transpose", "flatten" or "kernel" ([o, i, 1, 1])."""
 
     stored: Stored
     slices: tuple[Slice, ...]
@@ -273,7 +275,7 @@ def _to_diffusers(rule: _Rule, rest: str, name: str, stored: Stored, width: int)
         if not shape or height <= 0 or (rows <= height * (count - 1) if view == "inner" else rows % count):
             return None
         cuts = [*(height * n for n in range(count)), rows]
-        return [Moved(Stored(stored.dtype, (b - a, *shape[1:])), (Slice(name, (a, b)),)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [Moved(Stored(stored.dtype, (b - a, *shape[1:])), (Slice(name, (a, b)),)) for a, b in pairwise(cuts)]
     if view == "swap":
         return None if not shape or rows % 2 else [Moved(stored, (Slice(name, (rows // 2, rows)), Slice(name, (0, rows // 2))))]
     if view == "transpose":
