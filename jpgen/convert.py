@@ -17,7 +17,7 @@ from jpgen.encoders.single_file import clip_config
 from jpgen.errors import OutputError, SettingError, WeightsError
 from jpgen.merge.files import ONLY_SINGLE, Tensors, joined, require_space, standard_order, write_tensors
 from jpgen.merge.keys import FAMILIES, Headers, KeySpace, Moved, canonical, key_space, single
-from jpgen.safety import read_json
+from jpgen.safety import check_safetensors, read_json
 
 LAYOUTS = ("diffusers", "single")
 
@@ -61,7 +61,7 @@ def _write_single(source: Path, output: Path, tensors: Tensors, plan: Mapping[st
     if space.layout == "single":
         raise SettingError(f"{source}: 変換ずみの形式です / is named as single files are already: nothing to convert")
     metadata = joined(kept for path, kept in tensors.metadata.items() if path.name != ONLY_SINGLE)
-    note = _note(tensors.metadata.get(source / ONLY_SINGLE, {}))
+    note = _note(check_safetensors(source / ONLY_SINGLE).metadata if (source / ONLY_SINGLE).is_file() else {})
     metadata = {**note.get("metadata", {}), **{key: value for key, value in metadata.items() if not (note and key == "format")}}
     scheduler = source / "scheduler" / "scheduler_config.json"
     if not note and scheduler.is_file() and read_json(scheduler).get("prediction_type") == "v_prediction":

@@ -39,8 +39,8 @@ ARCHITECTURES = {
 }  # fmt: skip
 """Family -> modelspec.architecture, ss_base_model_version."""
 
-LEVELS = {"sd": 4, "sd1": 4, "sd2": 4, "sdxl": 3}
-"""Levels of a family's U-Net; two layers in each."""
+TWO_LAYERS = ("sd", "sd1", "sd2", "sdxl")
+"""Families whose U-Nets have two layers in a level: so LDM's numbers of blocks tell diffusers'."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def write_lora(
 
     Raises WeightsError for kohya names (underscores) that are to be written as peft's, whose dots they do not tell.
     """
-    if keys == "peft" and (flat := [one.module for one in modules if "." not in one.module and "_" in one.module]):
+    if keys == "peft" and (flat := [one.module for one in modules if re.search(r"_\d+(_|$)", one.module)]):
         raise WeightsError(f"ドット区切りの名前が分かりません / names with dots cannot be told from kohya's: {some(flat)}; write keys of kohya")
     rank = max((one.rank for one in modules), default=0)
     tensors: dict[str, Tensor] = {}
@@ -160,7 +160,7 @@ def common_name(part: str, module: str, variant: str) -> str:
     """
     name = module.replace(".processor.", ".").replace("_processor_", "_").replace(".", "_").removeprefix("text_model_")
     name = re.sub(r"to_out$|to_out_lora$", "to_out_0", name) if part == DENOISER else name
-    if part != DENOISER or variant not in LEVELS:
+    if part != DENOISER or variant not in TWO_LAYERS:
         return name
     flat = {theirs: ours.replace(".", "_") for ours, theirs in LDM.items()}
     found = re.fullmatch(r"(input|output|middle)_block(?:s_(\d+))?_(\d+)_(.+)", name)
