@@ -29,6 +29,10 @@ CLASSES = {
 }  # fmt: skip
 
 
+SAMPLES = {"sd1": (64, 64), "sd2": (64, 96), "sdxl": (128, 128)}
+"""Side of the latents that a family was trained for, of models that predict noise and of those that predict v; no tensor tells it."""
+
+
 def convert(source: Path, output: Path, *, layout: str = "") -> Path:
     """Write the model `source` (a `.safetensors` file or a diffusers folder) to `output` in the other layout, or in `layout`; returns `output`.
 
@@ -150,7 +154,9 @@ def _configs(source: Path, headers: Headers, parts: Mapping[str, Mapping[str, Mo
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         pooled = parts.get("text_encoder_2", {}).get("text_projection.weight")
         config = single_file.unet_config(inside, pooled.stored.shape[0] if pooled else None, source)
-        made["unet/config.json"] = {"_class_name": CLASSES["unet"], **config}
+        by_v = single_file.prediction(source)["prediction_type"] == "v_prediction" if family in SAMPLES else False
+        side = {"sample_size": SAMPLES[family][by_v]} if family in SAMPLES else {}
+        made["unet/config.json"] = {"_class_name": CLASSES["unet"], **config, **side}
     if "vae" in parts:
         own = {name: moved.stored.shape for name, moved in parts["vae"].items()}
         config = single_file.vae_config(own, "sdxl" if family == "sdxl" else "sd", source)

@@ -12,9 +12,12 @@ from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, StableDi
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from jpgen import generate
 from jpgen.cli import main
 from jpgen.convert import convert
+from jpgen.encoders.single_file import read_clip
 from jpgen.errors import OutputError, SettingError, WeightsError
+from jpgen.layout import recognise
 from jpgen.merge.files import ONLY_SINGLE, Tensors
 from tests.toys import diffusion_transformers as dit
 from tests.toys import stable_diffusion as sd
@@ -44,6 +47,14 @@ def test_a_single_file_through_a_folder_is_the_same_file(family: str, tmp_path: 
             torch.testing.assert_close(text(ids).last_hidden_state, reference(ids).last_hidden_state)
     assert made.tokenizer("a cat").input_ids == [49406, 320, 2368, 49407]
     assert made.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
+
+
+def test_the_folder_draws_what_the_file_draws(tmp_path: Path) -> None:
+    source, folder = sd.single_sdxl(tmp_path / "model.safetensors").path, convert(tmp_path / "model.safetensors", tmp_path / "model")
+    assert recognise(folder).variant == recognise(source).variant == "sdxl"
+    assert recognise(folder).default == recognise(source).default
+    made = [generate("a cat", model=str(path), seed=1, steps=2, width=64, height=64) for path in (source, folder)]
+    assert made[0].image.tobytes() == made[1].image.tobytes()
 
 
 def test_a_file_of_another_order_is_the_same_again(tmp_path: Path) -> None:
@@ -92,6 +103,7 @@ def test_a_folder_becomes_a_file_of_its_metadata_and_its_prediction(tmp_path: Pa
     with safe_open(made, "pt") as opened:
         assert opened.metadata() == {"format": "pt", "jpgen.recipe": "{}", "modelspec.prediction_type": "v"}
     assert not [name for name in load_file(made) if "logit_scale" in name or "resblocks.2." in name]
+    assert read_clip(made, "", torch.float32)[0].num_hidden_layers == 2  # the last layer of the original went with the folder's
     with Tensors.of_folder(tmp_path / "model") as folder, Tensors.of_folder(convert(made, tmp_path / "again")) as again:
         assert folder.headers == again.headers
 

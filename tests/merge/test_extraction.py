@@ -154,7 +154,8 @@ def test_bad_pairs_are_refused(tmp_path: Path) -> None:
     save_file({**tensors, name: tensors[name] * torch.nan}, tmp_path / "nan.safetensors")
     save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / "less.safetensors")
     out = tmp_path / "lora.safetensors"
-    for other, told in (("base", "nothing to extract"), ("sdxl", "do not match"), ("nan", "not finite"), ("less", r"only one has unet\.conv_in\.weight")):
+    faults = {"base": "nothing to extract", "sdxl": "do not match", "nan": "not finite", "less": r"only one has unet\.conv_in\.weight"}
+    for other, told in faults.items():
         with pytest.raises(WeightsError, match=told):
             extract_lora(tmp_path / f"{other}.safetensors", base, out, rank=2)
     with pytest.raises(SettingError, match="rank of 1 or more"):

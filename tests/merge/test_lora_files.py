@@ -118,7 +118,8 @@ def test_resizing_to_the_rank_it_has_changes_nothing_and_is_the_svd_below(tmp_pa
 
 def test_loha_and_lokr_are_resized_by_their_whole_delta(tmp_path: Path) -> None:
     name = "lora_unet_mid_block_attentions_0_proj_in"
-    loha = {f"{name}.hada_w1_a": rand(40, 2), f"{name}.hada_w1_b": rand(2, 30), f"{name}.hada_w2_a": rand(40, 2, seed=1), f"{name}.hada_w2_b": rand(2, 30)}
+    factors = {"hada_w1_a": rand(40, 2), "hada_w1_b": rand(2, 30), "hada_w2_a": rand(40, 2, seed=1), "hada_w2_b": rand(2, 30)}
+    loha = {f"{name}.{factor}": tensor for factor, tensor in factors.items()}
     lokr = {f"{name}.lokr_w1": rand(4, 3), f"{name}.lokr_w2": rand(10, 10)}
     for tensors in (loha, lokr):
         path = written(tmp_path / "x.safetensors", tensors)
