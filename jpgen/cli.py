@@ -6,39 +6,20 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
-from functools import wraps
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from jpgen.errors import JpgenError, PromptError
+from jpgen.cli_weights import convert_command, lora_group
+from jpgen.command import explained
+from jpgen.errors import PromptError
 
 if TYPE_CHECKING:
     from jpgen.pictures import Sources
     from jpgen.pipeline import Pipeline
     from jpgen.types import Generation, SamplingConfig, Step
-
-FAILED = 2
-
-
-def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Every jpgen error becomes one line on stderr and exit code 2, never a traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except JpgenError as error:
-            click.echo(f"jpgen: {str(error).splitlines()[0]}", err=True)
-            sys.exit(FAILED)
-        except KeyboardInterrupt:
-            click.echo("jpgen: 中止しました / cancelled", err=True)
-            sys.exit(130)
-
-    return run
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="jpgen", prog_name="jpgen")
@@ -263,6 +244,10 @@ def train_judge_command(data: Path, out: Path, steps: int) -> None:
     from jpgen.train.judge import train_judge
 
     train_judge(data, out, steps=steps)
+
+
+main.add_command(convert_command)
+main.add_command(lora_group)
 
 
 def _size(size: str | None) -> tuple[int | None, int | None]:

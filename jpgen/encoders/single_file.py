@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig
 
 from jpgen.encoders.tokenizers import END, ClipTokenizer, clip_tokenizer
 from jpgen.errors import WeightsError
+from jpgen.layout import Shapes
 from jpgen.weights import load_weights
 
 PLACES = {"": ("cond_stage_model.", "conditioner.embedders.0."), "_2": ("conditioner.embedders.1.",)}
@@ -46,7 +47,13 @@ def read_clip(path: Path, suffix: str, dtype: torch.dtype) -> tuple[CLIPTextConf
     else:
         state = {name.removeprefix("transformer.").removeprefix("text_model."): tensor for name, tensor in own.items()}
     state = {name: tensor.to(dtype) for name, tensor in state.items() if not name.endswith("position_ids")}
-    config = _config(state, path, hidden_act="gelu" if is_open else "quick_gelu")
+    config, tokenizer = clip_config({name: tuple(tensor.shape) for name, tensor in state.items()}, path, is_open=is_open)
+    return config, state, tokenizer
+
+
+def clip_config(shapes: Shapes, path: Path, *, is_open: bool) -> tuple[CLIPTextConfig, ClipTokenizer]:
+    """Config and tokenizer of an encoder (OpenCLIP's or CLIP's) whose tensors, named as transformers' without `text_model.`, have these shapes."""
+    config = _config(shapes, path, hidden_act="gelu" if is_open else "quick_gelu")
     tokenizer = clip_tokenizer("!" if is_open else END)
     if len(tokenizer) != config.vocab_size:
         raise WeightsError(
@@ -54,13 +61,13 @@ def read_clip(path: Path, suffix: str, dtype: torch.dtype) -> tuple[CLIPTextConf
             "give the model as a diffusers folder, with its tokenizer"
         )
     config.bos_token_id, config.eos_token_id, config.pad_token_id = *tokenizer.begin, *tokenizer.end, tokenizer.pad
-    return config, state, tokenizer
+    return config, tokenizer
 
 
 def _from_open_clip(own: Mapping[str, Tensor], *, projected: bool) -> dict[str, Tensor]:
     last = max((int(match[1]) for name in own if (match := re.match(r"transformer\.resblocks\.(\d+)\.", name))), default=-1)
     unused: tuple[str, ...] = ("logit_scale", "attn_mask")
-    if not projected:
+    if not projected and "text_projection" in own:  # whole; files made from diffusers' folders lack both
         unused += ("text_projection", f"transformer.resblocks.{last}.")
     state: dict[str, Tensor] = {}
     for name, tensor in own.items():
@@ -77,15 +84,15 @@ def _from_open_clip(own: Mapping[str, Tensor], *, projected: bool) -> dict[str, 
     return state
 
 
-def _config(state: Mapping[str, Tensor], path: Path, *, hidden_act: str) -> CLIPTextConfig:
+def _config(shapes: Shapes, path: Path, *, hidden_act: str) -> CLIPTextConfig:
     try:
-        vocab, width = state["embeddings.token_embedding.weight"].shape
-        projection = state.get("text_projection.weight")
+        vocab, width = shapes["embeddings.token_embedding.weight"]
+        projection = shapes.get("text_projection.weight")
         return CLIPTextConfig(
-            vocab_size=vocab, hidden_size=width, intermediate_size=state["encoder.layers.0.mlp.fc1.weight"].shape[0],
-            num_hidden_layers=len({name.split(".")[2] for name in state if name.startswith("encoder.layers.")}),
-            num_attention_heads=max(1, width // HEAD), max_position_embeddings=state["embeddings.position_embedding.weight"].shape[0],
-            projection_dim=width if projection is None else projection.shape[0], hidden_act=hidden_act,
+            vocab_size=vocab, hidden_size=width, intermediate_size=shapes["encoder.layers.0.mlp.fc1.weight"][0],
+            num_hidden_layers=len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+            num_attention_heads=max(1, width // HEAD), max_position_embeddings=shapes["embeddings.position_embedding.weight"][0],
+            projection_dim=width if projection is None else projection[0], hidden_act=hidden_act,
         )  # fmt: skip
     except KeyError as error:
         raise WeightsError(f"{path} のテキストエンコーダに {error} がありません / its text encoder lacks {error}: not CLIP's, or cut off") from error
