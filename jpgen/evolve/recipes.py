@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -31,35 +31,38 @@ class Recipe(Protocol):
         """As plain data."""
 
 
-EvaluateNode = Callable[[Any, str, Callable[[Any, str], Tensor]], Tensor]
-"""One tensor of a node: (node, key, read) -> fp32 tensor (`jpgen.merge.engine.evaluate`)."""
+Read = Callable[[Any, str], Tensor]
+"""A model's tensor: (model, key) -> as it is stored."""
+
+Evaluate = Callable[[Any, str, Read], Tensor]
+"""One tensor of a recipe without free numbers, fp32 (`jpgen.merge.evaluation.evaluate`)."""
+
+Numbers = Callable[[Any, str], Hashable]
+"""All of such a recipe that one tensor depends on; of equal ones the tensors are equal (`jpgen.merge.evaluation.expression`)."""
 
 
 def parents(node: Any) -> list[Model]:
     """The whole models of a tree, in order, each once; raises StudyError if there is none."""
-    found = list({(one.name, one.component): one for one in _leaves(node)}.values())
+    found = list(dict.fromkeys(one for one in leaves(node) if hasattr(one, "component")))  # an adapter is for no component
     if not found:
         raise StudyError("レシピにモデルがありません / the recipe has no model")
     return found
 
 
-def _leaves(node: Any) -> Iterator[Model]:
-    if hasattr(node, "inputs"):
-        for below in node.inputs:
-            yield from _leaves(below)
-    elif hasattr(node, "component"):  # a LoRA is for no component
+def leaves(node: Any) -> Iterator[Any]:
+    """The models and adapters of a tree, in order."""
+    if not hasattr(node, "inputs"):
         yield node
-
-
-Choose = Callable[[Mapping[str, Any], str], Any]
-"""What of a parameter's numbers by group counts for a key (`jpgen.merge.groups.chosen`): (groups, key) -> number, None for none of them."""
+        return
+    for below in node.inputs:
+        yield from leaves(below)
 
 
 class Formulas:
     """Formulas for live modules: a recipe at some numbers, a parent as it is, the plain average of all parents."""
 
-    def __init__(self, recipe: Recipe, sources: Sources, *, evaluate: EvaluateNode, choose: Choose) -> None:
-        self._recipe, self._sources, self._evaluate, self._choose = recipe, sources, evaluate, choose
+    def __init__(self, recipe: Recipe, sources: Sources, *, evaluate: Evaluate, numbers: Numbers) -> None:
+        self._recipe, self._sources, self._evaluate, self._numbers = recipe, sources, evaluate, numbers
         self.parents = parents(recipe.root)
 
     @property
@@ -68,14 +71,14 @@ class Formulas:
         return self._sources.keys(self.parents[0])
 
     @property
-    def digests(self) -> dict[str, list[str]]:
-        """SHA-256 of every file that goes in."""
+    def digests(self) -> list[list[str]]:
+        """SHA-256 of every file that goes in, by model."""
         return self._sources.digests
 
     def merged(self, numbers: Mapping[str, float]) -> Formula:
-        """The recipe at these numbers; a tensor depends on those of its groups alone."""
-        root = self._recipe.fixed(numbers).root
-        return Formula(lambda key: ("recipe", *self._numbers(root, key)), lambda key: self._evaluate(root, key, self._sources.read))
+        """The recipe at these numbers."""
+        fixed = self._recipe.fixed(numbers)
+        return Formula(lambda key: ("recipe", self._numbers(fixed, key)), lambda key: self._evaluate(fixed, key, self._sources.read))
 
     def parent(self, index: int) -> Formula:
         """A parent's own weights; raises StudyError for a parent that is not there."""
@@ -91,13 +94,3 @@ class Formulas:
             return torch.stack([self._sources.read(model, key).float() for model in self.parents]).mean(dim=0)
 
         return Formula(lambda _: ("average",), tensor)
-
-    def _numbers(self, node: Any, key: str) -> Iterator[object]:
-        """The numbers of the tree that count for a key, always in the same order."""
-        if not hasattr(node, "inputs"):
-            return
-        for below in node.inputs:
-            yield from self._numbers(below, key)
-        for name in sorted(node.params):
-            value = node.params[name]
-            yield self._choose(value, key) if isinstance(value, Mapping) else value

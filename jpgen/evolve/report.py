@@ -30,8 +30,18 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> Path:
-    """A recipe as YAML."""
-    return write_text(path, yaml.safe_dump(recipe.to_data(), allow_unicode=True, sort_keys=False))
+    """A recipe as YAML, with the paths of its files as they were given."""
+    told = recipe.to_data()
+    _name(told["root"], recipe.root)
+    return write_text(path, yaml.safe_dump(told, allow_unicode=True, sort_keys=False))
+
+
+def _name(told: Any, node: Any) -> None:
+    if hasattr(node, "inputs"):
+        for below, one in zip(told["inputs"], node.inputs, strict=True):
+            _name(below, one)
+    else:
+        told["model" if hasattr(node, "component") else "lora"] = node.name
 
 
 def draw_front(study: Study, best: Trial, path: Path) -> Path:

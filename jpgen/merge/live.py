@@ -54,10 +54,11 @@ class LiveModules:
         for key, slot in self._slots.items():
             self._make(key, slot, formula)
         norm = math.sqrt(sum(self._norms.values()))
-        if self._whole and not ratio[0] <= norm / self._whole <= ratio[1]:
+        times = norm / self._whole if self._whole else 1.0
+        if not ratio[0] <= times <= ratio[1]:
             raise WeightsError(
-                f"配合した重みの大きさが元の {norm / self._whole:.3g} 倍です / the merged weights are so many times as large as "
-                f"those of the model, wanted {ratio[0]:g}–{ratio[1]:g}: narrow the ranges of the free numbers"
+                f"配合した重みの大きさが元の {times:.3g} 倍です / the merged weights are {times:.3g} times as large as those of the model, "
+                f"wanted {ratio[0]:g}–{ratio[1]:g}: narrow the ranges of the free numbers"
             )
         try:
             for key, slot in self._slots.items():
