@@ -230,7 +230,7 @@ def doctor_command(as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="記録の置き場（省くと STUDY から .yaml を取った名前） / the study's folder")
 @click.option("--workers", type=int, default=1, show_default=True, help="プロセスの数。結果は変わらない / processes; results are the same")
 @click.option("--evaluations", type=int, help="評価の回数（増やせば続きから） / trials in all; more of them go on with the search")
-@click.option("--weight", "weights", multiple=True, metavar="NAME=W", help="最良を選ぶときの目的の重み（何度でも） / an objective's weight in the choice")
+@click.option("--weight", "weights", multiple=True, metavar="NAME=W", help="最良を選ぶ目的の重み（何度でも） / an objective's weight in the choice")
 @click.option("--held-out/--no-held-out", default=True, show_default=True, help="最後に検証用のプロンプトで比べる / compare by held-out prompts")
 @click.option("--example", type=click.Path(path_type=Path), metavar="FOLDER", help="すぐ動く study を書き出す / write a study that runs as it is")
 @click.option("--json", "as_json", is_flag=True, help="結果を JSON で出す / as JSON")
@@ -253,8 +253,8 @@ def evolve_command(
         raise StudyError("study のファイルを書いてください / name a study file, or write one with --example FOLDER")
 
     def told(one: Progress) -> None:
-        scores = " ".join("—" if score is None else f"{score:.4f}" for score in one.outcome.scores)
-        best = "" if one.best is None else f"、最良 / best {one.best.id}: {' '.join(f'{score:.4f}' for score in one.best.scores if score is not None)}"
+        scores, reached = (" ".join("—" if s is None else f"{s:.4f}" for s in of.scores) if of else "" for of in (one.outcome, one.best))
+        best = "" if one.best is None else f"、最良 / best {one.best.id}: {reached}"
         left = "" if one.left is None else f"、残り / left {int(one.left) // 60}:{int(one.left) % 60:02d}"
         click.echo(f"{one.done}/{one.total} 試行 / trial {one.trial.id}: {scores}{best}{left}", err=True)
 

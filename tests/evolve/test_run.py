@@ -20,7 +20,7 @@ from jpgen.evolve import run
 from jpgen.evolve.panel import HeldOut, Panel
 from jpgen.evolve.trials import Spec, Tryout
 from jpgen.merge.search import Genome, Method
-from jpgen.merge.study import Finished, Trial
+from jpgen.merge.study import Trial
 
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
@@ -51,7 +51,8 @@ def test_it_finds_the_weights_that_were_taken_apart(tmp_path: Path) -> None:
     told = yaml.safe_load((tmp_path / "s" / run.BEST).read_text())
     assert told["root"]["t"] == {"attn": found.numbers["root.t.attn"], "other": found.numbers["root.t.other"]}
     assert found.front == (found.trial,) and list(found.hypervolumes) == sorted(found.hypervolumes)
-    assert json.loads((tmp_path / "s" / run.HELD_OUT).read_text()) == [dataclasses.asdict(one) | {"interval": list(one.interval)} for one in found.rivals]
+    written = json.loads((tmp_path / "s" / run.HELD_OUT).read_text())
+    assert written == [dataclasses.asdict(one) | {"interval": list(one.interval)} for one in found.rivals]
 
 
 @pytest.mark.slow
@@ -81,7 +82,8 @@ def test_killed_and_continued_it_is_the_same_search(tmp_path: Path, workers: int
     script, log = tmp_path / "study.py", tmp_path / "killed" / run.LOG
     script.write_text(KILLED.format(here=HERE))
     given = standin.plan(tmp_path, ("standin:slowly",), evaluations=12)
-    process = subprocess.Popen([sys.executable, str(script), str(tmp_path), str(log.parent), str(workers)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    command = [sys.executable, str(script), str(tmp_path), str(log.parent), str(workers)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()})
     while process.poll() is None and (not log.exists() or log.read_bytes().count(b'"tell"') < 5):
         time.sleep(0.02)
     assert process.poll() is None
@@ -146,7 +148,7 @@ def test_scorers_that_fail_are_told_and_the_search_goes_on(tmp_path: Path, caplo
         failed = [event for event in tells if event["scores"] == [None]]
         assert len(tells) == 8 and 0 < len(failed) < 8 and all(told in event["faults"][0] for event in failed)
         assert told in caplog.text
-    with pytest.raises(StudyError, match="every trial failed.*ZeroDivisionError: no"):
+    with pytest.raises(StudyError, match=r"every trial failed.*ZeroDivisionError: no"):
         evolved(tmp_path / "never", standin.plan(tmp_path, ("standin:always_raises",)))
     assert len([event for event in events(tmp_path / "never") if event["event"] == "tell"]) == 8
 
@@ -186,7 +188,7 @@ def test_parents_and_average_are_what_they_are_called(tmp_path: Path) -> None:
         torch.testing.assert_close(formulas.average().tensor(key), (a[name] + b[name]) / 2)
     with pytest.raises(StudyError, match="no parent 2"):
         formulas.parent(2)
-    with pytest.raises(WeightsError, match="no tensor transformer.nothing"):
+    with pytest.raises(WeightsError, match=r"no tensor transformer\.nothing"):
         formulas.average().tensor("transformer.nothing")
 
 

@@ -1,4 +1,4 @@
-"""Merging into open modules: what the block sees, what is computed again, that the originals come back, and what is refused before anything changes."""
+"""Merging into open modules: what the block sees, what is computed again, originals that come back, and what is refused before a change."""
 
 import pytest
 import torch

@@ -137,7 +137,8 @@ def test_damage_elsewhere_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     judged(path, 8)
     lines = path.read_bytes().splitlines(keepends=True)
-    for bad in (b"{]\n", b'{"event":"ask"}\n', lines[1], b'{"event":"tell","trial":99,"scores":[1.0],"seconds":0}\n', b'["ask"]\n', b'{"event":"x"}\n'):
+    never = b'{"event":"tell","trial":99,"scores":[1.0],"seconds":0}\n'
+    for bad in (b"{]\n", b'{"event":"ask"}\n', lines[1], never, b'["ask"]\n', b'{"event":"x"}\n'):
         path.write_bytes(b"".join([*lines[:5], bad, *lines[5:]]))
         with pytest.raises(StudyError, match="line 6 is damaged"):
             opened(path)
@@ -182,9 +183,8 @@ def test_another_version_of_the_optimiser_is_another_study(tmp_path: Path, monke
 
 
 def test_no_two_processes_at_one_study(tmp_path: Path) -> None:
-    with opened(tmp_path / "s.jsonl"):
-        with pytest.raises(StudyError, match="another process"):
-            opened(tmp_path / "s.jsonl")
+    with opened(tmp_path / "s.jsonl"), pytest.raises(StudyError, match="another process"):
+        opened(tmp_path / "s.jsonl")
     opened(tmp_path / "s.jsonl").close()
 
 
