@@ -1,4 +1,4 @@
-"""A study that runs as it is: the built-in model is taken apart into two spoilt parents, and the search puts it together again."""
+"""A study that runs as it is: the built-in model is taken apart into two spoilt parents, whose mixture is searched."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NOISE = 0.6
 TEXT = """\
 # jpgen evolve study.yaml
 # 豆（mame）を二つの壊れた親に分けました。一方は注意の重みに、もう一方はそれ以外に雑音があります。
-# 探索は t を動かして両方の無事な側を選び直します（答え: attn 1、other 0）。
-# The built-in model as two spoilt parents, one with noise in its attention, one in all else. The search is to take the sound half of each
-# (the answer: attn 1, other 0).
+# 元の豆は attn 1、other 0 にあります。判定器の点が最も高い所がそこだとは限りません（豆がまだ描けないものは、点に出ません）。
+# The built-in model as two spoilt parents, one with noise in its attention, one in all else. It is itself at attn 1, other 0, which need not be
+# where the judge's score is highest: what the model cannot draw yet makes no difference to it.
 model: mame
 recipe:
   root:
