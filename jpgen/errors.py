@@ -7,6 +7,7 @@
     ├── IncompatibleError (ValueError)    an encoder and a backbone do not fit
     ├── WeightsError (ValueError)         a weight file is missing, damaged or not what it says
     ├── RecipeError (ValueError)          a merge recipe is not valid
+    ├── StudyError (ValueError)           a search cannot be begun or continued
     ├── MetadataError (ValueError)        a picture does not say how it was made
     ├── OutputError (OSError)             a file cannot be written
     ├── TrainingDataError (ValueError)    what training reads is not there
@@ -58,6 +59,10 @@ class WeightsError(JpgenError, ValueError):
 
 class RecipeError(JpgenError, ValueError):
     """A merge recipe is not valid."""
+
+
+class StudyError(JpgenError, ValueError):
+    """A search cannot be begun, or its log cannot be continued."""
 
 
 class MetadataError(JpgenError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from jpgen import models
 from jpgen.catalog import LATEST, TRANSLATORS, Entry, find_model, load_catalog
 from jpgen.errors import IncompatibleError, WeightsError
-from jpgen.merge.recipe import Recipe, load_recipe
+from jpgen.merge.reading import load_recipe
+from jpgen.merge.recipe import Lora, Model, Recipe
 from jpgen.models import is_recipe, require_licenses
 
 if TYPE_CHECKING:
@@ -36,8 +38,7 @@ def open_model(name: str | Path, *, on_progress: Progress | None = None) -> Entr
         return models.open_model(name, on_progress=on_progress)
     recipe = load_recipe(str(entry.parts["recipe"]))
     require_licenses(*members(entry))
-    inputs = {(one.model, one.file): one for stage in recipe.stages for one in stage.inputs if one.model}
-    files = {key: _files(find_model(key[0]), key[1], on_progress) for key in inputs}
+    files = {leaf: _files(find_model(leaf.name), leaf.file, on_progress) for leaf in recipe.leaves}
     base, text = (models.open_model(one, on_progress=on_progress) for one in (recipe.base, recipe.text_encoder))
     unet, key = _merged(entry, recipe, files)
     parts = {**base.parts, **{part: value for part, value in entry.parts.items() if part != "adapter_repo"}}
@@ -60,17 +61,19 @@ def merged_folder() -> Path:
     return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "jpgen" / "merged"
 
 
-def _merged(entry: Entry, recipe: Recipe, files: dict[tuple[str, str], list[Path]]) -> tuple[Path, str]:
+def _merged(entry: Entry, recipe: Recipe, files: Mapping[Model | Lora, list[Path]]) -> tuple[Path, str]:
     """The merged U-Net, made if it is not there yet, and the key of recipe and inputs."""
-    from jpgen.merge.engine import merge, merge_key
+    from jpgen.merge.engine import merge
+    from jpgen.merge.provenance import Terms, merge_key
 
-    key = merge_key(recipe, files)
+    key = merge_key(recipe, files.__getitem__)
     unet = merged_folder() / key / "unet.safetensors"
     if not unet.is_file():
         if recipe.unverified:
             log.warning("%s: 未確認のところがあるレシピです / this recipe is not all verified: %s", entry.name, "; ".join(recipe.unverified))
         log.info("%s: %d 個のファイルを配合します / merging %d files into %s", entry.name, len(files), len(files), unet)
-        merge(recipe, files, unet)
+        terms = {leaf.name: Terms(row.license, row.commercial) for leaf in files for row in [find_model(leaf.name)]}
+        merge(recipe, unet, find=files.__getitem__, terms=terms)
     return unet, key
 
 

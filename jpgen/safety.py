@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, NoReturn, TypeGuard
 
@@ -52,10 +52,11 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as a file's header has it: its type in safetensors' words ("F16", "BF16" …) and its shape."""
+    """A tensor as a file's header has it: its type in safetensors' words ("F16", "BF16" …), its shape, and the byte of the file it begins at."""
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _checked(path: Path, text: bytes, room: int) -> Header:
         if end < begin or wanted != 8 * (end - begin):
             what = f"tensor {_short(name)} of shape {_short(shape)}, {dtype}, cannot be bytes {begin} to {end}"
             _damaged(path, f"{_short(name)} の形と大きさが合いません", what)
-        tensors[name] = Stored(dtype, tuple(shape))
+        tensors[name] = Stored(dtype, tuple(shape), 8 + len(text) + begin)
         places.append((begin, end, name))
     reached = 0
     for begin, end, name in sorted(places):

@@ -19,7 +19,7 @@ from jpgen.catalog import find_model
 from jpgen.cli import main
 from jpgen.encoders import clip
 from jpgen.errors import LicenseError, WeightsError
-from jpgen.merge.methods import group
+from jpgen.merge.groups import group
 from jpgen.models import accept_license
 from tests.backbones.test_sdxl import filled, plain, run
 from tests.toys.evo import FP16, PLAIN, Evo, evo, unet, write_unet
@@ -122,7 +122,7 @@ def test_four_equal_unets_give_themselves(home: Path) -> None:
     saved, one = load_file(opened.parts["unet"]), toy.unets[0].state_dict()
     for name, tensor in saved.items():
         torch.testing.assert_close(tensor.float(), one[name], rtol=1e-3, atol=1e-6)
-    assert {group(name) for name in saved} == {"attn", "conv"}
+    assert {group(name) for name in saved} == {"attn", "other"}
 
 
 def test_it_is_merged_once_and_anew_when_a_member_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_it_is_merged_once_and_anew_when_a_member_changes(home: Path, monkeypatc
     accept()
     first = jpgen.Pipeline("evo-ukiyoe").info
     with monkeypatch.context() as patch:
-        patch.setattr("jpgen.merge.engine.merge", lambda *_: pytest.fail("merged again"))
+        patch.setattr("jpgen.merge.engine.merge", lambda *_, **__: pytest.fail("merged again"))
         assert jpgen.Pipeline("evo-ukiyoe").info == first
     write_unet(toy.root / "juggernaut" / "unet", unet(9))
     second = jpgen.Pipeline("evo-ukiyoe").info
@@ -274,12 +274,9 @@ def test_a_recipe_of_ones_own_takes_its_place(home: Path) -> None:
     toy = evo(home / "toys")
     with_lora(home, averaged(toy))
     file = f"unet/{FP16}"
-    (home / "mine-recipe.toml").write_text(
-        'base = "sdxl-base"\ntext_encoder = "jsdxl"\n[[stages]]\n'
-        f'inputs = [{{ model = "jsdxl", file = "{file}", weights = {{ attn = 1, conv = 1 }} }}]\n'
-    )
+    (home / "mine-recipe.yaml").write_text(f"base: sdxl-base\ntext_encoder: jsdxl\nroot: {{model: jsdxl, file: {file}}}\n")
     lora = toy.root / "lora.safetensors"
-    written(home, toy, f'[evo-ukiyoe]\nparts = {{ recipe = "{home / "mine-recipe.toml"}", adapter = "{lora}" }}\n')
+    written(home, toy, f'[evo-ukiyoe]\nparts = {{ recipe = "{home / "mine-recipe.yaml"}", adapter = "{lora}" }}\n')
     accept()
     saved, wanted = load_file(merged.open_model("evo-ukiyoe").parts["unet"]), toy.unets[3].state_dict()
     assert all(torch.equal(tensor, wanted[name].half()) for name, tensor in saved.items())

@@ -1,87 +1,88 @@
-"""The engine: a recipe and its files in, one file out, tensor by tensor; of all the models only one tensor each is in memory at a time."""
+"""The engine: a recipe and its files in, one file out, piece by piece; no model is ever whole in memory.
+
+The header is planned first, room is taken for the whole file, the pieces are read into buffers that are used again, computed in fp32 and written
+to their places by several threads; then the file is made durable and takes its name. Which thread made what leaves no trace.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jpgen.errors import OutputError, WeightsError
-from jpgen.merge.methods import group, linear, lora
-from jpgen.merge.recipe import Input, Recipe, Stage
-from jpgen.safety import BITS, Stored, check_safetensors, sha256_of
-from jpgen.types import plain_data
+from jpgen.merge.evaluation import TILE, Apply, Read, compute, models_of
+from jpgen.merge.plan import COPY, PIECE, WHOLE, Job, Plan, label, plan
+from jpgen.merge.provenance import Terms, describe
+from jpgen.merge.recipe import Model, Recipe
+from jpgen.merge.sources import TYPES, Find, Reader
+from jpgen.safety import BITS
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types that are merged; tensors of others (counters) must be the same in all models."""
+MAX_THREADS = 4
+"""Threads unless told otherwise, and no more than processors: beyond, the disk is the limit."""
 
-RECIPE_KEY, INPUTS_KEY = "jpgen.recipe", "jpgen.inputs"
-"""Metadata of a merged file: the recipe, and the SHA-256 of each file that went in."""
+LARGE = 1 << 22
+"""Values from which tensors that are needed whole are made one at a time, for the memory's sake."""
 
-LORA = re.compile(r"(?:lora_unet_|unet\.)?(?P<module>.+?)\.(?P<part>lora_down|lora_up|lora_A|lora_B|lora\.down|lora\.up|alpha)(?:\.weight)?")
-"""Names of a LoRA's tensors, kohya's and diffusers'."""
+PAD = 64
+"""Values by which the ends of tiles are filled up: kernels are then the same for every value."""
 
-PARTS = {"lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_B": "up", "lora_up": "up", "lora.up": "up", "alpha": "alpha"}
-
-Files = Mapping[tuple[str, str], Sequence[Path]]
-"""Where the inputs are: of each model and file of the recipe, the file itself or its shards."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor is, and what its header says of it."""
-
-    path: Path
-    stored: Stored
+HALVES = ("F16", "BF16")
 
 
-def merge_key(recipe: Recipe, files: Files) -> str:
-    """32 hex digits that name the result: of the stages of the recipe (their weights, not the remarks) and the SHA-256 of every input."""
-    stages = [{**plain_data(stage), "unverified": []} for stage in recipe.stages]
-    told = json.dumps([stages, _digests(files)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+def merge(recipe: Recipe, output: Path, *, find: Find | None = None, threads: int | None = None, terms: Mapping[str, Terms] | None = None) -> Path:
+    """Write what the recipe gives to `output` (a temporary file, then renamed); returns it.
 
+    `find` finds the files of an input (default: names are paths), `terms` are the licences of the models by their names. Arithmetic is in fp32,
+    rounded once; a tensor comes out in the type it has in the first input unless the recipe says otherwise. The bytes depend on the recipe and the
+    inputs alone.
 
-def merge(recipe: Recipe, files: Files, output: Path) -> Path:
-    """Write what the last stage gives to `output` (a temporary file, then renamed); returns it.
-
-    Arithmetic is in fp32; a tensor comes out in the type it has in the first input. Raises WeightsError for inputs that are damaged, differ in names
-    or shapes (naming them) or are not finite, and OutputError for a disk that is full or cannot be written.
+    Raises RecipeError, WeightsError for inputs that are damaged, differ in names or shapes (naming them) or are not finite, and OutputError for an
+    output that is one of the inputs, for a disk that is full (before any work) or cannot be written.
     """
-    places = {key: _places(paths) for key, paths in files.items()}
-    _require_alike(recipe, places)
-    first = places[_first(recipe)]
-    loras = {id(one): _lora_of(one, places, first) for stage in recipe.stages if stage.method == "lora" for one in stage.inputs[1:]}
-    order = sorted(first, key=lambda name: (-BITS[first[name].stored.dtype], name))  # as safetensors itself, so that values stay aligned
-    header, size = _header(recipe, files, first, order)
+    made = plan(recipe, find)
+    require_other(output, made)
+    return write(made, output, describe(made, terms or {}), threads=threads)
+
+
+def require_other(output: Path, made: Plan) -> None:
+    """Raise OutputError if the output is one of the inputs."""
+    for leaf, paths in made.files.items():
+        if output.exists() and any(os.path.samefile(output, path) for path in paths):
+            raise OutputError(f"{output} は入力の {label(leaf)} です / {output} is the input {label(leaf)}: name another output")
+
+
+def write(made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int | None = None, copy_only: bool = False) -> Path:
+    """Carry out a plan; `copy_only` writes the values of the first input of each piece as they are (what bench-merge compares with)."""
+    header = made.header(metadata)
+    size = len(header) + made.size
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output.parent).free
         if size > free:
             raise OutputError(_no_space(output, f"{size / 1e9:.1f} GB wanted, {free / 1e9:.1f} GB free"))
-        with ExitStack() as opened, partial.open("wb") as file:
-            source = _Source(opened, recipe, places, loras)
-            file.write(header)
-            for name in order:
-                file.write(_bytes(source.result(name, first[name].stored)))
-            file.flush()
-            os.fsync(file.fileno())
+        number = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(number, 0, size)
+            else:
+                os.ftruncate(number, size)
+            _put(number, header, 0)
+            _run(made, number, len(header), threads or min(os.cpu_count() or 1, MAX_THREADS), copy_only)
+            os.fsync(number)
+        finally:
+            os.close(number)
         os.replace(partial, output)
-    except (SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"配合できません / cannot merge by the recipe {recipe.name}: {' '.join(str(error).split())}") from error
+        _sync_folder(output.parent)
     except OutputError:
         raise
     except OSError as error:
@@ -92,140 +93,195 @@ def merge(recipe: Recipe, files: Files, output: Path) -> Path:
     return output
 
 
-class _Source:
-    """Tensors of every stage, computed when asked for."""
+def _run(made: Plan, number: int, start: int, threads: int, copy_only: bool) -> None:
+    """Do all jobs by so many threads; the first error ends them all."""
+    reader = Reader([path for source in made.sources.values() for path in source.files])
+    jobs, lock, stop, large = iter(made.jobs), threading.Lock(), threading.Event(), threading.Lock()
 
-    def __init__(self, opened: ExitStack, recipe: Recipe, places: Mapping[tuple[str, str], Mapping[str, Place]], loras: Mapping[int, Any]) -> None:
-        self._stages = {stage.name: stage for stage in recipe.stages}
-        self._last = recipe.stages[-1]
-        self._places, self._loras = places, loras
-        paths = {place.path for tensors in places.values() for place in tensors.values()}
-        self._files = {path: opened.enter_context(safe_open(path, framework="pt")) for path in paths}
+    def work() -> None:
+        worker = _Worker(made, reader, number, start, large, copy_only)
+        with torch.inference_mode():
+            while not stop.is_set():
+                with lock:
+                    job = next(jobs, None)
+                if job is None:
+                    return
+                try:
+                    worker.do(job)
+                except BaseException:
+                    stop.set()
+                    raise
 
-    def result(self, name: str, stored: Stored) -> Tensor:
-        """What the last stage gives for this name, in its stored type; raises WeightsError unless it is finite there."""
-        if stored.dtype not in DTYPES:
-            return self._same(name)
-        made = self._value(self._last, name).to(DTYPES[stored.dtype])
-        if not bool(torch.isfinite(made).all()):
-            inputs = [(key, tensors[name]) for key, tensors in self._places.items() if name in tensors]
-            guilty = [f"{model} ({file})" for (model, file), place in inputs if not self._finite(place, name)]
-            why = f"so has {', '.join(guilty)}: fetch it again" if guilty else f"though no input has: the weights are too large for {stored.dtype}"
-            raise WeightsError(f"{name} に有限でない値が出ました / {name} comes out with values that are not finite, {why}")
+    try:
+        with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
+            futures = [pool.submit(work) for _ in range(threads)]
+            try:
+                wait(futures)
+            finally:
+                stop.set()
+            for future in futures:
+                future.result()
+    finally:
+        reader.close()
+
+
+class _Worker:
+    """One thread's buffers, and how it does a job."""
+
+    def __init__(self, made: Plan, reader: Reader, number: int, start: int, large: threading.Lock, copy_only: bool) -> None:
+        self._plan, self._reader, self._number, self._start, self._large, self._copy_only = made, reader, number, start, large, copy_only
+        self._buffers: list[np.ndarray] = []
+        self._tiles: list[Tensor] = []
+        self._out = np.empty(0, np.uint8)
+
+    def do(self, job: Job) -> None:
+        """Read, compute and write."""
+        if not job.count:
+            return
+        if job.dtype not in TYPES:
+            self._write(job, self._same(job))
+        elif self._copy_only and job.kind != WHOLE:
+            self._write(job, self._read_all(job)[0])
+        elif job.kind == COPY:
+            data = self._read_all(job)[0]
+            self._require_finite(job, data.view(TYPES[job.dtype]))
+            self._write(job, data)
+        elif job.kind == WHOLE:
+            if job.count >= LARGE:
+                with self._large:
+                    self._whole(job)
+            else:
+                self._whole(job)
+        else:
+            self._in_tiles(job)
+
+    def _whole(self, job: Job) -> None:
+        def read(model: Model, name: str) -> Tensor:
+            return self._reader.tensor(self._plan.sources[model].tensors[name]).float()
+
+        try:
+            value = compute(job.made, job.target, read)
+        except RuntimeError as error:  # of linear algebra on values that are not finite
+            name, told = job.target.name, " ".join(str(error).split())[:200]
+            raise WeightsError(f"{name} を計算できません / {name} cannot be computed{self._guilty(name)}: {told}") from error
+        out = value.reshape(-1).to(TYPES[job.dtype])
+        del value
+        self._require_finite(job, out)
+        self._write(job, out.view(torch.uint8))
+
+    def _in_tiles(self, job: Job) -> None:
+        kind, bits = TYPES[job.dtype], BITS[job.dtype] // 8
+        inputs = [data.view(TYPES[place.stored.dtype]) for data, place in zip(self._read_all(job, PAD), job.places, strict=True)]
+        padded = -(-job.count // PAD) * PAD
+        if len(self._out) < padded * bits:
+            self._out = np.empty((PIECE + PAD) * bits, np.uint8)
+        out = torch.from_numpy(self._out[: padded * bits]).view(kind)
+        made = job.made
+        way = _way(made)
+        if job.dtype in HALVES and way is not None and len(inputs) == 2 and all(place.stored.dtype == job.dtype for place in job.places):
+            torch.lerp(inputs[0], inputs[1], way, out=out)  # rounds the fp32 result once (tests/merge/test_engine.py)
+        else:
+            models = models_of(made)
+            while len(self._tiles) < len(models):
+                self._tiles.append(torch.empty(TILE))
+            for number, begin in enumerate(range(0, padded, TILE)):
+                count = min(TILE, padded - begin)
+                tiles: dict[Model, Tensor] = {}
+                for model, values, tile in zip(models, inputs, self._tiles, strict=False):
+                    part = values[begin : begin + count]
+                    tiles[model] = part if part.dtype == torch.float32 else tile[:count].copy_(part)
+                out[begin : begin + count].copy_(compute(made, job.target, _held(tiles), job.first + number))
+        self._require_finite(job, out[: job.count])
+        self._write(job, out[: job.count].view(torch.uint8))
+
+    def _read_all(self, job: Job, more: int = 0) -> list[Tensor]:
+        """The bytes of each place in a buffer that is used again, filled up to a multiple of `more` values."""
+        made = []
+        for index, place in enumerate(job.places):
+            bits = BITS[place.stored.dtype] // 8
+            room = -(-job.count // more) * more * bits if more else place.size
+            if index == len(self._buffers):
+                self._buffers.append(np.empty(0, np.uint8))
+            if len(self._buffers[index]) < room:
+                self._buffers[index] = np.zeros(max(room, (PIECE + PAD) * bits), np.uint8)
+            self._reader.read(place.path, place.stored.begin, self._buffers[index][: place.size])
+            made.append(torch.from_numpy(self._buffers[index][:room]))
         return made
 
-    def _value(self, stage: Stage, name: str) -> Tensor:
-        if stage.method == "linear":
-            kind = group(name)
-            return linear([self._input(one, name) for one in stage.inputs], [one.weights[kind] for one in stage.inputs])
-        base, added = stage.inputs
-        value, pair = self._input(base, name), self._loras[id(added)].get(name)
-        if pair is None:
-            return value
-        down, up = (self._read(pair[part], pair[f"{part}.name"]).float() for part in ("down", "up"))
-        alpha = float(self._read(pair["alpha"], pair["alpha.name"])) if "alpha" in pair else float(len(down))
-        return lora(value, up, down, added.scale * alpha / len(down))
-
-    def _input(self, one: Input, name: str) -> Tensor:
-        return self._value(self._stages[one.stage], name) if one.stage else self._read(self._places[one.model, one.file][name], name).float()
-
-    def _same(self, name: str) -> Tensor:
-        """A tensor of whole numbers, which no average is of."""
-        found = [self._read(tensors[name], name) for tensors in self._places.values() if name in tensors]
-        if not all(torch.equal(found[0], other) for other in found[1:]):
+    def _same(self, job: Job) -> Tensor:
+        """The bytes of a tensor that no average is of."""
+        first, *others = self._read_all(job)
+        if not all(torch.equal(first, other) for other in others):
+            name = job.names[0][1]
             raise WeightsError(f"{name} は整数で、モデルごとに違います / {name} holds whole numbers that differ between the models: no average")
-        return found[0]
+        return first
 
-    def _finite(self, place: Place, name: str) -> bool:
-        return bool(torch.isfinite(self._read(place, name)).all())
+    def _write(self, job: Job, data: Tensor) -> None:
+        _put(self._number, data.numpy(), self._start + job.begin)
 
-    def _read(self, place: Place, name: str) -> Tensor:
-        read: Tensor = self._files[place.path].get_tensor(name)
-        return read
+    def _require_finite(self, job: Job, out: Tensor) -> None:
+        """Raise WeightsError naming the tensor and the inputs it comes from unless all values are finite."""
+        if out.element_size() > 1:
+            low, high = torch.aminmax(out)  # not a number comes through
+            if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
+                return
+        bad = (~torch.isfinite(out.float())).nonzero()
+        if not len(bad):
+            return
+        at = int(bad[0])
+        name = next(name for begin, name in reversed(job.names) if begin <= at)
+        why = self._guilty(name) or f", though no input has: the weights are too large for {job.dtype}"
+        raise WeightsError(f"{name} に有限でない値が出ました / {name} comes out with values that are not finite{why}")
 
-
-def _digests(files: Files) -> dict[str, list[str]]:
-    return {f"{model}/{file}": [sha256_of(path) for path in paths] for (model, file), paths in sorted(files.items())}
-
-
-def _places(paths: Sequence[Path]) -> dict[str, Place]:
-    return {name: Place(path, stored) for path in paths for name, stored in check_safetensors(path).tensors.items()}
-
-
-def _first(recipe: Recipe) -> tuple[str, str]:
-    """The input whose names, shapes and types are those of the result."""
-    one = next(given for stage in recipe.stages for given in stage.inputs if given.model)
-    return one.model, one.file
-
-
-def _require_alike(recipe: Recipe, places: Mapping[tuple[str, str], Mapping[str, Place]]) -> None:
-    """Raise WeightsError, naming them, if whole models differ in names or shapes from the first."""
-    first = _first(recipe)
-    wanted, wrong = places[first], []
-    whole = [given for stage in recipe.stages for n, given in enumerate(stage.inputs) if given.model and not (stage.method == "lora" and n)]
-    for key in dict.fromkeys((one.model, one.file) for one in whole):
-        tensors = places[key]
-        faults = [f"no {name}" for name in sorted(wanted.keys() - tensors.keys())]
-        faults += [f"extra {name}" for name in sorted(tensors.keys() - wanted.keys())]
-        for name in sorted(wanted.keys() & tensors.keys()):
-            one, other = tensors[name].stored.shape, wanted[name].stored.shape
-            faults += [] if one == other else [f"{name} {list(one)} for {list(other)}"]
-        if faults:
-            wrong.append(f"{key[0]} ({key[1]}): {len(faults)} tensors: {', '.join(faults[:5])}")
-    if wrong:
-        raise WeightsError(f"モデルの形が揃いません / these models are not of the shape of {first[0]} ({first[1]}): {'; '.join(wrong)}; name others")
+    def _guilty(self, name: str) -> str:
+        """Which inputs have values that are not finite in the tensor."""
+        places = [(model, source.tensors[name]) for model, source in self._plan.sources.items() if name in source.tensors]
+        guilty = [label(model) for model, place in places if not bool(torch.isfinite(self._reader.tensor(place).float()).all())]
+        return f", so has {', '.join(guilty)}: fetch it again" if guilty else ""
 
 
-def _lora_of(one: Input, places: Mapping[tuple[str, str], Mapping[str, Place]], first: Mapping[str, Place]) -> dict[str, dict[str, Any]]:
-    """The LoRA's tensors by the name of the tensor they change; raises WeightsError for those that change nothing or do not fit."""
-    modules = {name.removesuffix(".weight"): name for name in first if name.endswith(".weight")}
-    modules |= {module.replace(".", "_"): name for module, name in modules.items()}
-    found: dict[str, dict[str, Any]] = {}
-    strange = []
-    for name, place in places[one.model, one.file].items():
-        match = LORA.fullmatch(name)
-        target = modules.get(match["module"]) if match else None
-        if match is None or target is None:
-            strange.append(name)
-            continue
-        part = PARTS[match["part"]]
-        found.setdefault(target, {}).update({part: place, f"{part}.name": name})
-    for target, pair in found.items():
-        shape = first[target].stored.shape
-        if "down" not in pair or "up" not in pair:
-            strange.append(f"{target} (half a pair)")
-            continue
-        down, up = (pair[part].stored.shape for part in ("down", "up"))
-        if len(down) < 2 or len(up) < 2 or up[0] != shape[0] or up[1] != down[0] or math.prod(down[1:]) * math.prod(up[2:]) != math.prod(shape[1:]):
-            strange.append(f"{target} {list(shape)} by {list(up)} and {list(down)}")
-    if strange or not found:
-        told = f"{len(strange)} of its tensors fit nothing: {', '.join(sorted(strange)[:5])}" if strange else "it holds no LoRA"
-        raise WeightsError(f"LoRA が合いません / the LoRA {one.file} of {one.model} does not fit the models: {told}; name one made for them")
-    return found
+def _way(made: object) -> float | None:
+    """t, if it is a `lerp` of two models and nothing else."""
+    if isinstance(made, Apply) and made.method.name == "lerp" and all(isinstance(one, Read) for one in made.inputs):
+        return float(dict(made.values)["t"])
+    return None
 
 
-def _header(recipe: Recipe, files: Files, first: Mapping[str, Place], order: Sequence[str]) -> tuple[bytes, int]:
-    """The file's first bytes, and the size it will have."""
-    told = {RECIPE_KEY: json.dumps(plain_data(recipe), ensure_ascii=False), INPUTS_KEY: json.dumps(_digests(files))}
-    table: dict[str, Any] = {"__metadata__": {"format": "pt", **told}}
+def _held(tiles: Mapping[Model, Tensor]) -> Callable[[Model, str], Tensor]:
+    return lambda model, _name: tiles[model]
+
+
+def _put(number: int, data: object, begin: int) -> None:
+    view = memoryview(data).cast("B")  # type: ignore[arg-type]
     reached = 0
-    for name, length in _lengths(first, order):
-        stored = first[name].stored
-        table[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [reached, reached + length]}
-        reached += length
-    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, 8 + len(text) + reached
+    while reached < len(view):
+        reached += os.pwrite(number, view[reached:], begin + reached)
 
 
-def _lengths(first: Mapping[str, Place], order: Sequence[str]) -> Iterator[tuple[str, int]]:
-    for name in order:
-        yield name, math.prod(first[name].stored.shape) * BITS[first[name].stored.dtype] // 8
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """torch's own threads set aside: the engine's are enough."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _sync_folder(folder: Path) -> None:
+    """Make the new name durable, where folders can be opened."""
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(number)
+    except OSError:
+        pass
+    finally:
+        os.close(number)
 
 
 def _no_space(output: Path, why: str) -> str:
-    return f"{output} に書き込めません / cannot write {output} ({why}): free some space, or name another folder with the variable XDG_CACHE_HOME"
+    return f"{output} に書き込めません / cannot write {output} ({why}): free some space, or name another folder (for merged models: XDG_CACHE_HOME)"

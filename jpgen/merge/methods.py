@@ -1,37 +1,96 @@
-"""Merge methods: functions of tensors in fp32, one a method, and the groups of tensors that have weights of their own."""
+"""Merge methods, and what their signatures say: one function a method, fp32 tensors of one shape in, one out.
+
+Positional parameters are the models (`*models`: any number), keyword ones the numbers of a recipe with their ranges. `generator` is what a method of
+chance draws from. The methods are in `jpgen.merge.linear`, `deltas` and `geometry`; a new one is a function in one of them, named in its METHODS.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any, get_type_hints
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import jpgen.merge.deltas as deltas
+import jpgen.merge.geometry as geometry
+import jpgen.merge.linear as linear
+from jpgen.errors import UnknownNameError
+from jpgen.merge.ranges import CHANCE, Each, Range
 
-ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
-"""What is in the names of attention's tensors."""
+MODULES: tuple[ModuleType, ...] = (linear, deltas, geometry)
 
-GROUPS = ("attn", "conv")
-"""The groups of Sakana AI's published script for Evo-Ukiyoe: attention, and all the rest."""
+ADD_LORA = "add_lora"
+"""The method whose inputs after the first are adapters."""
+
+METHODS: tuple[str, ...] = tuple(name for module in MODULES for name in module.METHODS)
+"""The names of all methods, in the order of their kinds."""
 
 
-def group(name: str) -> str:
-    """The group of the tensor of this name.
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a method takes: its range, and whether there is one for `each` model (of `*models` if the method has those)."""
 
-    >>> group("mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"), group("conv_in.weight")
-    ('attn', 'conv')
+    name: str
+    range: Range
+    each: bool
+    flag: bool
+    default: float | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as its signature has it: `first` models before the variadic ones, `variadic`: how many more at least (None: none may follow).
+
+    `elementwise`: a value of the result comes of the values at its place alone, so that tensors may be merged piece by piece.
     """
-    return "attn" if any(part in name for part in ATTENTION) else "conv"
+
+    name: str
+    call: Any
+    about: str
+    first: int
+    variadic: int | None
+    parameters: Mapping[str, Parameter]
+    elementwise: bool
+    chance: bool
+
+    @property
+    def inputs(self) -> str:
+        """How many models it takes, in words."""
+        return str(self.first) if self.variadic is None else f"{self.first + self.variadic} or more"
+
+    def takes(self, count: int) -> bool:
+        """Whether it takes so many models."""
+        return count == self.first if self.variadic is None else count >= self.first + self.variadic
+
+    def copies(self, values: Mapping[str, Any], count: int) -> int | None:
+        """The input that the result is equal to whatever is in the others, for these numbers; None if it is no copy."""
+        told = linear.COPIES.get(self.name)
+        return told(values, count) if told else None
 
 
-def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted average Σ wₖ·θₖ of tensors of one shape (Wortsman et al. 2022, arXiv 2203.05482), weights that sum to 1."""
-    made = tensors[0] * weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        made.add_(tensor, alpha=weight)
-    return made
+@cache
+def find_method(name: str) -> Method:
+    """The method of this name; raises UnknownNameError offering the nearest."""
+    for module in MODULES:
+        if name in module.METHODS:
+            return _described(name, getattr(module, name), name in module.ELEMENTWISE)
+    raise UnknownNameError.of("配合の方法 / merge method", name, METHODS)
 
 
-def lora(tensor: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
-    """θ + s·B·A (Hu et al. 2021, arXiv 2106.09685): `up` B [out, rank …], `down` A [rank, in …]; a kernel's sides are flattened for the product."""
-    return tensor + scale * (up.flatten(1) @ down.flatten(1)).reshape(tensor.shape)
+def _described(name: str, call: Any, elementwise: bool) -> Method:
+    signature = inspect.signature(call)
+    hints = get_type_hints(call, include_extras=True)
+    first = sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in signature.parameters.values())
+    variadic = next((1 if first else 2 for one in signature.parameters.values() if one.kind is one.VAR_POSITIONAL), None)
+    parameters = {}
+    for key, one in signature.parameters.items():
+        if one.kind is not one.KEYWORD_ONLY or key == CHANCE:
+            continue
+        hint = hints[key]
+        found = [Range(0.0, 1.0), *(extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range))][-1]
+        default = None if one.default is one.empty else float(one.default)
+        parameters[key] = Parameter(key, found, any(extra is Each for extra in getattr(hint, "__metadata__", ())), hint is bool, default)
+    about = (inspect.getdoc(call) or "").split("\n\n")[0].replace("\n", " ")
+    return Method(name, call, about, first, variadic, parameters, elementwise, CHANCE in signature.parameters)

@@ -1,0 +1,201 @@
+"""One tensor of a recipe: its numbers chosen by groups, what need not be computed left out, then the methods in fp32."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jpgen.errors import RecipeError
+from jpgen.merge.groups import chosen
+from jpgen.merge.methods import ADD_LORA, Method, find_method
+from jpgen.merge.recipe import Lora, Merge, Model, Node, Param, Recipe
+from jpgen.merge.sources import Share, component_of
+
+TILE = 1 << 17
+"""Values that a method that works value by value is given at a time; each tile of a tensor has its own lots."""
+
+Shares = Mapping[Lora, Mapping[str, Sequence[Share]]]
+"""What each adapter adds to which tensors (`jpgen.merge.sources.shares_of`)."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """The tensor as a model has it."""
+
+    model: Model
+
+
+@dataclass(frozen=True)
+class Apply:
+    """A method on what its inputs give, with the numbers for this tensor; `place` is where in the tree, of which chance depends."""
+
+    method: Method = field(hash=False)
+    inputs: tuple[Expression, ...]
+    values: tuple[tuple[str, Any], ...]
+    place: str
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """What `base` gives and Σ scale·Δ of the adapters that change this tensor; `node` is the base's place in the tree, for other tensors of it."""
+
+    base: Expression
+    node: Node = field(hash=False)
+    place: str
+    shares: tuple[tuple[Share, float], ...] = field(hash=False)
+
+
+Expression = Read | Apply | Adapt
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, and what adapters there are."""
+
+    name: str
+    block: str = ""
+    seed: int = 0
+    shares: Shares = field(default_factory=dict, hash=False, compare=False)
+
+
+def evaluate(
+    recipe: Recipe | Node, name: str, read: Callable[[Model, str], Tensor], *, block: str = "", seed: int = 0, shares: Shares | None = None
+) -> Tensor:
+    """The tensor `name` that a recipe gives, fp32; `read` gives those of the models, in any type, `block` comes of `jpgen.merge.groups.block_namer`.
+
+    It is what the engine writes, before it is rounded. Raises RecipeError for numbers that are still free.
+    """
+    root, seed = (recipe.root, recipe.seed) if isinstance(recipe, Recipe) else (recipe, seed)
+    target = Target(name, block, seed, shares or {})
+    return compute(expression(root, target), target, lambda model, one: read(model, one).float())
+
+
+def expression(node: Node, target: Target, place: str = "root") -> Expression:
+    """How the tensor is made, without what makes no difference to it."""
+    if isinstance(node, Model):
+        return Read(node)
+    if isinstance(node, Lora):
+        raise RecipeError(f"{place}: アダプターはモデルではありません / an adapter is no model: use {ADD_LORA}")
+    method = find_method(node.method)
+    count = len(node.inputs) - (method.first if method.variadic is not None else 0)
+    values = {name: _value(f"{place}.{name}", node, name, target, count) for name in method.parameters}
+    if method.name == ADD_LORA:
+        base = expression(node.inputs[0], target, f"{place}.0")
+        pairs = zip(node.inputs[1:], values["scale"], strict=True)
+        shares = tuple((one, scale) for lora, scale in pairs if isinstance(lora, Lora) and scale for one in target.shares[lora].get(target.name, ()))
+        return Adapt(base, node.inputs[0], f"{place}.0", shares) if shares else base
+    copied = method.copies(values, len(node.inputs))
+    if copied is not None:
+        return expression(node.inputs[copied], target, f"{place}.{copied}")
+    inputs = tuple(expression(one, target, f"{place}.{index}") for index, one in enumerate(node.inputs))
+    if method.name == "weighted_sum":
+        method, values = _simpler(method, values, len(inputs))
+    return Apply(method, inputs, tuple(values.items()), place)
+
+
+def models_of(made: Expression) -> tuple[Model, ...]:
+    """The models that are read for it, each once."""
+    return tuple(dict.fromkeys(_models(made)))
+
+
+def in_tiles(made: Expression) -> bool:
+    """Whether it may be computed piece by piece."""
+    return isinstance(made, Read) or (isinstance(made, Apply) and made.method.elementwise and all(map(in_tiles, made.inputs)))
+
+
+def by_chance(made: Expression) -> bool:
+    """Whether lots are drawn for it."""
+    return isinstance(made, Adapt) or (isinstance(made, Apply) and (made.method.chance or any(map(by_chance, made.inputs))))
+
+
+def compute(made: Expression, target: Target, read: Callable[[Model, str], Tensor], tile: int | None = None) -> Tensor:
+    """The values, fp32; with `tile` those of this tile alone, of which `read` then gives the values. What `read` gives is not changed."""
+    if isinstance(made, Read):
+        return read(made.model, target.name)
+    if isinstance(made, Adapt):
+        return _adapted(made, target, read)
+    inputs = [compute(one, target, read, tile) for one in made.inputs]
+    method, values = made.method, dict(made.values)
+    if not method.chance:
+        result: Tensor = method.call(*inputs, **values)
+        return result
+    if tile is not None or not method.elementwise:
+        drawn: Tensor = method.call(*inputs, **values, generator=_lots(made, target, tile or 0))
+        return drawn
+    whole = torch.empty_like(inputs[0])
+    flat, parts = whole.view(-1), [one.reshape(-1) for one in inputs]
+    for number, start in enumerate(range(0, flat.numel(), TILE)):
+        pieces = [part[start : start + TILE] for part in parts]
+        flat[start : start + TILE] = method.call(*pieces, **values, generator=_lots(made, target, number))
+    return whole
+
+
+def _lots(made: Apply, target: Target, tile: int) -> Callable[[int], np.random.Generator]:
+    """The generators of the models' lots: of the seed, the place in the tree, the tensor's name, the model's index and the tile."""
+
+    def generator(index: int) -> np.random.Generator:
+        told = f"{target.seed}\0{made.place}\0{target.name}\0{index}\0{tile}".encode()
+        return np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.sha256(told).digest()[:16], "little")))
+
+    return generator
+
+
+def _adapted(made: Adapt, target: Target, read: Callable[[Model, str], Tensor]) -> Tensor:
+    base = compute(made.base, target, read)
+    total = base.clone()
+    for share, scale in made.shares:
+        if share.bias:
+            delta = share.change.bias_delta()
+        elif len(share.targets) == 1:
+            delta = share.change.delta(base)
+        else:
+            others = [Target(name, target.block, target.seed, target.shares) for name in share.targets]
+            delta = share.change.delta(torch.cat([compute(expression(made.node, one, made.place), one, read) for one in others]))
+        total.add_(delta[share.start : share.end].reshape(total.shape), alpha=scale)
+    return total
+
+
+def _models(made: Expression) -> Iterator[Model]:
+    if isinstance(made, Read):
+        yield made.model
+    elif isinstance(made, Adapt):
+        yield from _models(made.base)
+    else:
+        for one in made.inputs:
+            yield from _models(one)
+
+
+def _simpler(method: Method, values: dict[str, Any], count: int) -> tuple[Method, dict[str, Any]]:
+    """A weighted sum of two as the way between them, which has a kernel of its own (and the same bits: see `linear.combined`)."""
+    weights = values["weights"]
+    if count == 2 and not values["normalize"] and abs(weights[0] + weights[1] - 1) < 1e-9:
+        return find_method("lerp"), {"t": weights[1]}
+    return method, values
+
+
+def _value(place: str, node: Merge, name: str, target: Target, count: int) -> Any:
+    """The number, or numbers, of a parameter for this tensor."""
+    parameter = find_method(node.method).parameters[name]
+    given: Param | None = node.params.get(name)
+    if isinstance(given, Mapping):
+        given = chosen(given, target.name, component_of(target.name), target.block)
+    if given is None:
+        given = parameter.default
+    if given is None:
+        raise RecipeError(f"{place}: {target.name} の数がありません / {place} says nothing for {target.name}: give global, too")
+    if parameter.each:
+        numbers = given if isinstance(given, tuple) else (given,) * count
+        return tuple(_number(place, one) for one in numbers)
+    return bool(given) if parameter.flag else _number(place, given)
+
+
+def _number(place: str, value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise RecipeError(f"{place}: まだ決まっていない数です / {place} is still free: search it, or write a number")
+    return float(value)

@@ -1,0 +1,193 @@
+"""Merge methods that look at a tensor as one vector, or as a matrix: angles, means on spheres, rotations and ranks.
+
+Lengths and angles come of the Gram matrix of the inputs, summed in fp64; the result is then a linear combination of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from jpgen.merge.linear import combined, normalized
+from jpgen.merge.ranges import Fraction, Range, Weights, spread
+
+METHODS = ("slerp", "nuslerp", "karcher_mean", "geometric_median", "model_stock", "cosine_a", "cosine_b", "rotate", "truncate_rank")
+ELEMENTWISE: frozenset[str] = frozenset()
+
+PIECE = 1 << 16
+"""Values that are taken to fp64 at a time."""
+
+PARALLEL = 1e-6
+"""Below this sine two directions are one, and the way between them is straight."""
+
+STEPS, CLOSE = 200, 1e-12
+"""How often iterations are repeated at most, and the change below which they end."""
+
+
+def slerp(a: Tensor, b: Tensor, *, t: Fraction) -> Tensor:
+    """sin((1−t)Ω)/sinΩ·a + sin(tΩ)/sinΩ·b, Ω the angle between the two tensors (Shoemake 1985, "Animating rotation with quaternion curves")."""
+    return combined((a, b), _arc(gram((a, b)), t))
+
+
+def nuslerp(a: Tensor, b: Tensor, *, t: Fraction) -> Tensor:
+    """As `slerp`, for each row (what goes to one output) by its own angle (mergekit's nuslerp, nuslerp_row_wise; Shoemake 1985)."""
+    if a.dim() < 2:
+        return slerp(a, b, t=t)
+    one, other = a.flatten(1), b.flatten(1)
+    sizes = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in (one, other)]
+    dot = torch.stack([(x.double() * y.double()).sum() for x, y in zip(one, other, strict=True)])
+    omega = (dot / (sizes[0] * sizes[1]).clamp_min(1e-300)).clamp(-1, 1).acos()
+    sine = omega.sin()
+    straight = sine < PARALLEL
+    safe = sine.masked_fill(straight, 1)
+    first = torch.where(straight, 1 - t, ((1 - t) * omega).sin() / safe).float()[:, None]
+    second = torch.where(straight, t, (t * omega).sin() / safe).float()[:, None]
+    return (one * first).addcmul_(other, second).reshape(a.shape)
+
+
+def karcher_mean(*models: Tensor, weights: Annotated[Weights, Range(0.0, 10.0)] = 1.0) -> Tensor:
+    """The Riemannian (Karcher) mean of the directions, times the mean of the lengths (Karcher 1977; Afsari 2011, arXiv 0906.5083).
+
+    The x of the unit sphere where Σ wₖ·log_x(uₖ) = 0, found by x ← exp_x(Σ wₖ·log_x(uₖ)).
+    """
+    shares = normalized(spread(weights, len(models)))
+    dots = gram(models)
+    sizes = dots.diagonal().sqrt()
+    if float(sizes.min()) == 0 or sum(shares) == 0:
+        return combined(models, shares)
+    unit = dots / sizes.outer(sizes)
+    share = torch.tensor(shares, dtype=torch.float64)
+    at = share / (share @ unit @ share).clamp_min(1e-300).sqrt()  # x = Σ at·u
+    for _ in range(STEPS):
+        cosine = (unit @ at).clamp(-1, 1)
+        angle = cosine.acos()
+        ratio = torch.where(angle > PARALLEL, angle / angle.sin().clamp_min(1e-300), torch.ones_like(angle)) * share
+        step = ratio - at * (ratio @ cosine)
+        length = float((step @ unit @ step).clamp_min(0).sqrt())
+        if length < CLOSE:
+            break
+        at = at * math.cos(length) + step * (math.sin(length) / length)
+        at = at / (at @ unit @ at).sqrt()
+    return combined(models, (at / sizes * (share @ sizes)).tolist())
+
+
+def geometric_median(*models: Tensor) -> Tensor:
+    """The tensor whose distances to all models have the least sum, by Weiszfeld's iterations (Weiszfeld 1937; Vardi & Zhang 2000)."""
+    count = len(models)
+    dots = gram([model - models[0] for model in models[1:]])
+    full = torch.zeros(count, count, dtype=torch.float64)
+    full[1:, 1:] = dots
+    square = full.diagonal()
+    size = float(square.max())
+    if size == 0:
+        return models[0].clone()
+    at = torch.full((count,), 1 / count, dtype=torch.float64)
+    for _ in range(STEPS * 10):
+        distance = (square - 2 * (full @ at) + at @ full @ at).clamp_min(size * 1e-18).sqrt()
+        new = (1 / distance) / (1 / distance).sum()
+        moved, at = float((new - at).abs().max()), new
+        if moved < CLOSE:
+            break
+    return combined(models, at.tolist())
+
+
+def model_stock(base: Tensor, *models: Tensor) -> Tensor:
+    """t·mean + (1−t)·θ₀ with t = N·cosθ/(1 + (N−1)·cosθ), θ the mean angle between the deltas (Jang et al. 2024, arXiv 2403.19522, eq. 2)."""
+    count = len(models)
+    if count < 2:
+        return models[0].clone()
+    dots = gram([model - base for model in models])
+    sizes = dots.diagonal().sqrt()
+    cosines = dots / sizes.outer(sizes).clamp_min(1e-300)
+    cosine = float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))
+    under = 1 + (count - 1) * cosine
+    t = count * cosine / under if abs(under) > 1e-12 else 0.0
+    return combined((base, *models), [1 - t, *[t / count] * count])
+
+
+def cosine_a(a: Tensor, b: Tensor, *, t: Fraction = 0.0) -> Tensor:
+    """From a to b by 1 − clamp(s − t, 0, 1), s the cosine of each column of a and b (SuperMerger's cosineA as sd-mecha has it; no paper)."""
+    return _by_likeness(a, b, _columns(a, b), t)
+
+
+def cosine_b(a: Tensor, b: Tensor, *, t: Fraction = 0.0) -> Tensor:
+    """As `cosine_a`, s the mean of that and of the cosine of the whole tensors (SuperMerger's cosineB as sd-mecha has it; no paper)."""
+    dots = gram((a, b))
+    whole = float(dots[0, 1] / (dots[0, 0] * dots[1, 1]).sqrt().clamp_min(1e-300))
+    return _by_likeness(a, b, _columns(a, b).add(whole).div(2), t)
+
+
+def rotate(a: Tensor, b: Tensor, *, alignment: Fraction = 1.0, t: Fraction = 0.0) -> Tensor:
+    """R^alignment·((1−t)·a + t·Rᵀ·b), R the rotation of a's neurons nearest to b: the orthogonal Procrustes problem (Schönemann 1966).
+
+    R acts on the shorter side of the matrix, is orthogonal (reflections are left out: det R = 1), and vectors are left to `lerp`.
+    """
+    if a.dim() < 2 or min(a.flatten(1).shape) < 2:
+        return torch.lerp(a, b, t)
+    one, other = a.flatten(1), b.flatten(1)
+    wide = one.shape[0] <= one.shape[1]
+    one, other = (one, other) if wide else (one.T, other.T)
+    u, _, v = torch.linalg.svd((other @ one.T).double())
+    if float(torch.linalg.det(u @ v)) < 0:
+        u[:, -1].neg_()
+    turn = u @ v
+    aligned = one.double() if t == 0 else torch.lerp(one.double(), turn.T @ other.double(), t)
+    made = (turn if alignment == 1 else _power(turn, alignment)) @ aligned
+    turned: Tensor = (made if wide else made.T).float().reshape(a.shape)
+    return turned
+
+
+def truncate_rank(base: Tensor, model: Tensor, *, ratio: Fraction) -> Tensor:
+    """θ₀ + the best approximation of δ whose rank is `ratio` of the full one, by the SVD (Eckart & Young 1936); vectors are kept whole."""
+    if base.dim() < 2:
+        return model.clone()
+    delta = (model - base).flatten(1)
+    rank = round(ratio * min(delta.shape))
+    if rank == 0:
+        return base.clone()
+    u, s, v = torch.linalg.svd(delta, full_matrices=False)
+    return ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(base.shape).add_(base)
+
+
+# ── what they are made of ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gram(tensors: Sequence[Tensor]) -> Tensor:
+    """All inner products of the tensors, fp64 [n, n], summed in pieces in one order."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for start in range(0, flat[0].numel(), PIECE):
+        piece = torch.stack([one[start : start + PIECE] for one in flat]).double()
+        total += piece @ piece.T
+    return total
+
+
+def _arc(dots: Tensor, t: float) -> tuple[float, float]:
+    """The factors of slerp for two tensors of these inner products."""
+    size = float((dots[0, 0] * dots[1, 1]).sqrt())
+    omega = math.acos(max(-1.0, min(1.0, float(dots[0, 1]) / size))) if size else 0.0
+    sine = math.sin(omega)
+    return (1 - t, t) if sine < PARALLEL else (math.sin((1 - t) * omega) / sine, math.sin(t * omega) / sine)
+
+
+def _columns(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of a and b along their first side; of a number, that of the two numbers."""
+    one, other = (a[None], b[None]) if a.dim() == 0 else (a, b)
+    made: Tensor = torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0)
+    return made
+
+
+def _by_likeness(a: Tensor, b: Tensor, likeness: Tensor, t: float) -> Tensor:
+    return torch.lerp(a, b, (1 - (likeness - t).clamp(0, 1)).float().expand_as(a))
+
+
+def _power(turn: Tensor, exponent: float) -> Tensor:
+    """A rotation's real power, by its eigenvalues e^{iφ}, φ in (−π, π]."""
+    values, vectors = torch.linalg.eig(turn)
+    powered = vectors @ torch.diag(torch.polar(torch.ones_like(values.real), values.angle() * exponent)) @ torch.linalg.inv(vectors)
+    real: Tensor = powered.real
+    return real
