@@ -5,39 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
-from functools import wraps
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from jpgen.errors import JpgenError, PromptError
+from jpgen.cli_merge import merge_group
+from jpgen.cli_tell import explained
+from jpgen.errors import PromptError
 
 if TYPE_CHECKING:
     from jpgen.pictures import Sources
     from jpgen.pipeline import Pipeline
     from jpgen.types import Generation, SamplingConfig, Step
-
-FAILED = 2
-
-
-def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Every jpgen error becomes one line on stderr and exit code 2, never a traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except JpgenError as error:
-            click.echo(f"jpgen: {str(error).splitlines()[0]}", err=True)
-            sys.exit(FAILED)
-        except KeyboardInterrupt:
-            click.echo("jpgen: 中止しました / cancelled", err=True)
-            sys.exit(130)
-
-    return run
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="jpgen", prog_name="jpgen")
@@ -223,6 +204,9 @@ def doctor_command(as_json: bool) -> None:
     for found in examine():
         why = f"（{found.why}）" if found.why else ""
         click.echo(json.dumps(plain_data(found), ensure_ascii=False) if as_json else f"{found.title}: {found.value}{why}")
+
+
+main.add_command(merge_group)
 
 
 @main.group("train")

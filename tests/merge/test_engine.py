@@ -76,7 +76,9 @@ def test_weights_of_one_and_nothing_are_a_copy_of_bytes(tmp_path: Path) -> None:
     assert needed == sum(one.numel() * one.element_size() for one in a.values()) + 16  # and both models' steps, which must agree
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp8", torch.float8_e4m3fn)])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp8", torch.float8_e4m3fn)]
+)
 def test_the_type_may_be_told(tmp_path: Path, dtype: str, kind: torch.dtype) -> None:
     a, b = tensors(1), tensors(2)
     inputs = files(tmp_path, a=a, b=b)
