@@ -1,7 +1,7 @@
 """`make bench-merge`: merging checkpoints of SDXL's shapes, beside sd-mecha and mergekit and beside the same program without arithmetic.
 
-Every run is a process of its own; programs take turns, inputs are in the page cache, and the time is that of the merge without imports. The figure that
-travels between machines is the ratio to copy-only: the same reads and writes by the same threads into the same buffers, and no arithmetic.
+Every run is a process of its own; programs take turns, inputs are in the page cache, and the time is that of the merge without imports. What travels
+between machines is the ratio to copy-only: the same reads and writes by the same threads into the same buffers, and no arithmetic.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def require_other(output: Path, made: Plan) -> None:
 def write(made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int | None = None, copy_only: bool = False, sync: bool = True) -> Path:
     """Carry out a plan.
 
-    `copy_only` writes the values of the first input of each piece as they are, and without `sync` the file is not made durable: for bench-merge alone.
+    `copy_only` writes the values of the first input as they are, and without `sync` the file is not made durable: for bench-merge alone.
     """
     header = made.header(metadata)
     size = len(header) + made.size
@@ -144,7 +144,7 @@ class _Worker:
             return
         if job.dtype not in TYPES:
             self._write(job, self._same(job))
-        elif self._copy_only and job.kind != WHOLE:
+        elif self._copy_only:
             self._write(job, self._read_all(job)[0])
         elif job.kind == COPY:
             data = self._read_all(job)[0]

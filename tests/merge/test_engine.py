@@ -149,7 +149,8 @@ def test_models_that_differ_are_listed(tmp_path: Path) -> None:
     [
         ({"lora_unet_nowhere.lora_up.weight": torch.zeros(8, 2), "lora_unet_nowhere.lora_down.weight": torch.zeros(2, 4)}, "fit nothing: nowhere"),
         ({"lora_unet_conv_in.lora_up.weight": torch.zeros(8, 2)}, "conv_in lacks lora_down"),
-        ({"unet.mid.attn1.to_q.lora_B.weight": torch.zeros(9, 2), "unet.mid.attn1.to_q.lora_A.weight": torch.zeros(2, 4)}, r"\[9, 4\] for a weight \[8, 4\]"),
+        ({"unet.mid.attn1.to_q.lora_B.weight": torch.zeros(9, 2), "unet.mid.attn1.to_q.lora_A.weight": torch.zeros(2, 4)},
+         r"\[9, 4\] for a weight \[8, 4\]"),
         ({"lora_te_x.lora_up.weight": torch.zeros(8, 2), "lora_te_x.lora_down.weight": torch.zeros(2, 4)}, r"fit nothing: text_encoder\.x"),
     ],
 )  # fmt: skip

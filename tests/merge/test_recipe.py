@@ -51,8 +51,10 @@ def test_groups_are_those_of_the_published_script() -> None:
 def test_blocks_are_those_of_mbw() -> None:
     sdxl = [f"down_blocks.{n}.resnets.{m}.conv1.weight" for n in range(3) for m in range(2)]
     sdxl += [f"up_blocks.{n}.resnets.{m}.conv1.weight" for n in range(3) for m in range(3)]
-    more = {"down_blocks.0.downsamplers.0.conv.weight": "IN03", "down_blocks.2.attentions.1.proj_in.weight": "IN08", "mid_block.resnets.0.conv1.weight": "M00",
-            "up_blocks.0.upsamplers.0.conv.weight": "OUT02", "up_blocks.2.resnets.2.conv1.weight": "OUT08", "conv_in.weight": "IN00", "conv_out.weight": "",
+    more = {"down_blocks.0.downsamplers.0.conv.weight": "IN03", "down_blocks.2.attentions.1.proj_in.weight": "IN08",
+            "mid_block.resnets.0.conv1.weight": "M00",
+            "up_blocks.0.upsamplers.0.conv.weight": "OUT02", "up_blocks.2.resnets.2.conv1.weight": "OUT08",
+            "conv_in.weight": "IN00", "conv_out.weight": "",
             "down_blocks.0.resnets.0.conv1.weight": "IN01", "up_blocks.0.resnets.0.conv1.weight": "OUT00"}  # fmt: skip
     block = block_namer([*sdxl, *more])
     assert {name: block(name) for name in more} == more
@@ -165,7 +167,8 @@ def test_all_problems_are_told_at_once() -> None:
         ("root: {part: x}\nparts: {x: {part: y}, y: {part: x}}\n", "a cycle: x → y → x"),
         ("root: &a [*a]\n", "aliases"),
         ("root: " + "[" * 5000 + "\n", "nested more than"),
-        ("root: {part: p0}\nparts:\n" + "".join(f"  p{n}: {{method: n_average, inputs: [{{part: p{n + 1}}}, {{part: p{n + 1}}}]}}\n" for n in range(20))
+        ("root: {part: p0}\nparts:\n"
+         + "".join(f"  p{n}: {{method: n_average, inputs: [{{part: p{n + 1}}}, {{part: p{n + 1}}}]}}\n" for n in range(20))
          + "  p20: a\n", "the tree is too large"),
         ("name: " + "x" * (1 << 20) + "\n", "longer than"),
         ("[1, 2]\n", "wanted a table"),
