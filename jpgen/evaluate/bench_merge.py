@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,7 +40,7 @@ print(json.dumps({name: list(tensor.shape) for name, tensor in unet.state_dict()
 """Prints names and shapes of SDXL's U-Net: 1,680 tensors, 5.135 GB in fp16."""
 
 MECHA = """
-import json, resource, sys, time
+import json, sys, time
 import sd_mecha, torch
 case, out, *paths = sys.argv[1:]
 a, b, *c = [sd_mecha.model(path) for path in paths]
@@ -52,11 +51,11 @@ tree = {"lerp": lambda: sd_mecha.weighted_sum(a, b, alpha=0.3), "slerp": lambda:
             a, sd_mecha.dropout(sd_mecha.subtract(b, a), sd_mecha.subtract(c[0], a), probability=0.5, no_rescale=0.0), alpha=1.0)}[case]()
 began = time.perf_counter()
 sd_mecha.merge(tree, output=out, merge_device="cpu", merge_dtype=torch.float32, output_device="cpu", output_dtype=torch.float16, **OPTIONS)
-print(json.dumps({"seconds": time.perf_counter() - began, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+print(json.dumps({"seconds": time.perf_counter() - began, "rss": int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024}))
 """
 
 KIT = """
-import json, resource, sys, time, yaml
+import json, sys, time
 from mergekit.merge_methods import REGISTERED_MERGE_METHODS
 from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig, plan_flat_merge
 from mergekit.graph import Executor
@@ -74,7 +73,7 @@ options = MergeOptions(random_seed=1)
 began = time.perf_counter()
 tasks = plan_flat_merge(RawPyTorchMergeConfig.model_validate(config), out, False, False, options)
 Executor(tasks, math_device="cpu", storage_device="cpu").execute()
-print(json.dumps({"seconds": time.perf_counter() - began, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+print(json.dumps({"seconds": time.perf_counter() - began, "rss": int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024}))
 """
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -177,7 +176,7 @@ def _measure_one(name: str, case: str, threads: str, out: str, *inputs: str) -> 
     made = plan(recipe)
     write(made, Path(out), {"format": "pt"}, threads=int(threads), copy_only=name == "copy-only", sync=False)
     seconds = time.perf_counter() - began
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rss = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024  # getrusage would tell the parent's, if that is larger
     print(json.dumps({"seconds": seconds, "rss": rss, "read": (_bytes_read() - before) / made.bytes_needed}))
 
 
