@@ -162,7 +162,7 @@ class AdaptedModules:
         return nn.Parameter(torch.empty_like(old).copy_(total), requires_grad=old.requires_grad)
 
     def _find(self, change: Change) -> Targets | None:
-        spelling = _plain(change.part, change.module)
+        spelling = plain_spelling(change.part, change.module)
         known = self._spellings.get(change.part, {})
         return known.get(f"{spelling}_0") if spelling.endswith("to_out") and spelling not in known else known.get(spelling)  # old names lack the 0
 
@@ -184,7 +184,7 @@ class AdaptedModules:
         self._modules[part][module]._parameters[leaf] = parameter
 
 
-def _plain(part: str, module: str) -> str:
+def plain_spelling(part: str, module: str) -> str:
     """A module's name as all spellings have it: underscores for dots, without what some programs put between."""
     name = module.replace(".processor.", ".").replace("_processor_", "_")
     if part != DENOISER:
@@ -195,7 +195,7 @@ def _plain(part: str, module: str) -> str:
 def _spellings(part: str, modules: Mapping[str, nn.Module]) -> dict[str, Targets]:
     """Every way to spell the modules that have a weight."""
     names = [name for name, module in modules.items() if isinstance(module._parameters.get("weight"), nn.Parameter)]
-    made: dict[str, Targets] = {_plain(part, name): (name,) for name in names}
+    made: dict[str, Targets] = {plain_spelling(part, name): (name,) for name in names}
     if part == DENOISER:
         made |= {spelling: targets for spelling, targets in {**ldm_spellings(names), **bfl_spellings(names)}.items() if spelling not in made}
     return made

@@ -18,6 +18,8 @@ from jpgen.models import is_recipe, require_licenses
 
 if TYPE_CHECKING:
     from jpgen.hub import Progress
+    from jpgen.merge.provenance import Terms
+    from jpgen.merge.sources import Files
 
 log = logging.getLogger("jpgen")
 
@@ -61,10 +63,37 @@ def merged_folder() -> Path:
     return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "jpgen" / "merged"
 
 
+def find_input(leaf: Model | Lora) -> Files | Mapping[str, Files]:
+    """The files of a recipe's input: at that path, or, of a row of the catalogue, in its folder or its repository."""
+    from jpgen.merge.sources import find_files  # here: it loads torch
+
+    if leaf.name not in load_catalog() or Path(leaf.name).expanduser().exists():
+        return find_files(leaf)
+    row = find_model(leaf.name)
+    if leaf.file:
+        return _files(row, leaf.file, None)
+    opened = models.open_model(leaf.name)
+    return find_files(replace(leaf, name=opened.path or str(opened.folder)))
+
+
+def terms_of(recipe: Recipe) -> dict[str, Terms]:
+    """The licences of the inputs that are rows of the catalogue."""
+    from jpgen.merge.provenance import Terms
+
+    rows = load_catalog()
+    return {name: Terms(rows[name].license, rows[name].commercial) for name in recipe.models if name in rows}
+
+
+def require_terms(recipe: Recipe) -> None:
+    """Raise LicenseError unless the terms of all inputs of the catalogue are accepted."""
+    rows = load_catalog()
+    require_licenses(*(rows[name] for name in recipe.models if name in rows))
+
+
 def _merged(entry: Entry, recipe: Recipe, files: Mapping[Model | Lora, list[Path]]) -> tuple[Path, str]:
     """The merged U-Net, made if it is not there yet, and the key of recipe and inputs."""
     from jpgen.merge.engine import merge
-    from jpgen.merge.provenance import Terms, merge_key
+    from jpgen.merge.provenance import merge_key
 
     key = merge_key(recipe, files.__getitem__)
     unet = merged_folder() / key / "unet.safetensors"
@@ -72,8 +101,7 @@ def _merged(entry: Entry, recipe: Recipe, files: Mapping[Model | Lora, list[Path
         if recipe.unverified:
             log.warning("%s: 未確認のところがあるレシピです / this recipe is not all verified: %s", entry.name, "; ".join(recipe.unverified))
         log.info("%s: %d 個のファイルを配合します / merging %d files into %s", entry.name, len(files), len(files), unet)
-        terms = {leaf.name: Terms(row.license, row.commercial) for leaf in files for row in [find_model(leaf.name)]}
-        merge(recipe, unet, find=files.__getitem__, terms=terms)
+        merge(recipe, unet, find=files.__getitem__, terms=terms_of(recipe))
     return unet, key
 
 

@@ -28,7 +28,8 @@ from jpgen.merge.live import RATIO, Formula, LiveModules
 from jpgen.merge.search import Genome
 from jpgen.merge.study import Evaluate, Outcome, Trial
 from jpgen.pipeline import Pipeline
-from jpgen.types import Adaptable, Generation
+from jpgen.protocols import Adaptable
+from jpgen.types import Generation
 
 PICTURES = 512
 """How many pictures are kept for the next time they are wanted."""

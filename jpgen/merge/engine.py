@@ -60,8 +60,11 @@ def require_other(output: Path, made: Plan) -> None:
             raise OutputError(f"{output} は入力の {label(leaf)} です / {output} is the input {label(leaf)}: name another output")
 
 
-def write(made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int | None = None, copy_only: bool = False) -> Path:
-    """Carry out a plan; `copy_only` writes the values of the first input of each piece as they are (what bench-merge compares with)."""
+def write(made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int | None = None, copy_only: bool = False, sync: bool = True) -> Path:
+    """Carry out a plan.
+
+    `copy_only` writes the values of the first input as they are, and without `sync` the file is not made durable: for bench-merge alone.
+    """
     header = made.header(metadata)
     size = len(header) + made.size
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
@@ -78,7 +81,8 @@ def write(made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int
                 os.ftruncate(number, size)
             _put(number, header, 0)
             _run(made, number, len(header), threads or min(os.cpu_count() or 1, MAX_THREADS), copy_only)
-            os.fsync(number)
+            if sync:
+                os.fsync(number)
         finally:
             os.close(number)
         os.replace(partial, output)
@@ -140,7 +144,7 @@ class _Worker:
             return
         if job.dtype not in TYPES:
             self._write(job, self._same(job))
-        elif self._copy_only and job.kind != WHOLE:
+        elif self._copy_only:
             self._write(job, self._read_all(job)[0])
         elif job.kind == COPY:
             data = self._read_all(job)[0]
@@ -164,7 +168,7 @@ class _Worker:
         except RuntimeError as error:  # of linear algebra on values that are not finite
             name, told = job.target.name, " ".join(str(error).split())[:200]
             raise WeightsError(f"{name} を計算できません / {name} cannot be computed{self._guilty(name)}: {told}") from error
-        out = value.reshape(-1).to(TYPES[job.dtype])
+        out = _in_range(value, job.dtype).reshape(-1).to(TYPES[job.dtype])
         del value
         self._require_finite(job, out)
         self._write(job, out.view(torch.uint8))
@@ -190,7 +194,7 @@ class _Worker:
                 for model, values, tile in zip(models, inputs, self._tiles, strict=False):
                     part = values[begin : begin + count]
                     tiles[model] = part if part.dtype == torch.float32 else tile[:count].copy_(part)
-                out[begin : begin + count].copy_(compute(made, job.target, _held(tiles), job.first + number))
+                out[begin : begin + count].copy_(_in_range(compute(made, job.target, _held(tiles), job.first + number), job.dtype))
         self._require_finite(job, out[: job.count])
         self._write(job, out[: job.count].view(torch.uint8))
 
@@ -245,6 +249,13 @@ def _way(made: object) -> float | None:
     if isinstance(made, Apply) and made.method.name == "lerp" and all(isinstance(one, Read) for one in made.inputs):
         return float(dict(made.values)["t"])
     return None
+
+
+def _in_range(values: Tensor, dtype: str) -> Tensor:
+    """Values beyond the largest of an 8-bit type as no numbers: torch would write the largest instead."""
+    if BITS[dtype] > 8:
+        return values
+    return values.masked_fill(values.abs() > torch.finfo(TYPES[dtype]).max, torch.nan)
 
 
 def _held(tiles: Mapping[Model, Tensor]) -> Callable[[Model, str], Tensor]:

@@ -150,7 +150,8 @@ def truncate_rank(base: Tensor, model: Tensor, *, ratio: Fraction) -> Tensor:
     if rank == 0:
         return base.clone()
     u, s, v = torch.linalg.svd(delta, full_matrices=False)
-    return ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(base.shape).add_(base)
+    made: Tensor = ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(base.shape).add_(base)
+    return made
 
 
 # ── what they are made of ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -92,5 +92,5 @@ def _described(name: str, call: Any, elementwise: bool) -> Method:
         found = [Range(0.0, 1.0), *(extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range))][-1]
         default = None if one.default is one.empty else float(one.default)
         parameters[key] = Parameter(key, found, any(extra is Each for extra in getattr(hint, "__metadata__", ())), hint is bool, default)
-    about = (inspect.getdoc(call) or "").split("\n\n")[0].replace("\n", " ")
+    about = " ".join((inspect.getdoc(call) or "").split())
     return Method(name, call, about, first, variadic, parameters, elementwise, CHANCE in signature.parameters)

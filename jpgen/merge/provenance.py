@@ -15,7 +15,7 @@ from jpgen.errors import JpgenError, RecipeError, WeightsError
 from jpgen.layout import recognise
 from jpgen.merge.plan import Plan, plan
 from jpgen.merge.reading import parse_recipe
-from jpgen.merge.recipe import Lora, Model, Recipe, _short_names
+from jpgen.merge.recipe import Lora, Model, Recipe, short_names
 from jpgen.merge.sources import Files, Find, find_files
 from jpgen.safety import CHUNK, check_safetensors, sha256_of
 
@@ -55,14 +55,14 @@ def strictest(terms: Sequence[Terms]) -> str:
 
 def digests(made: Plan) -> dict[str, list[str]]:
     """The SHA-256 of every input's files, by the names of the written recipe."""
-    names = _short_names(made.recipe.leaves)
+    names = short_names(made.recipe.leaves)
     return {_title(leaf, names): [sha256_of(path) for path in paths] for leaf, paths in made.files.items()}
 
 
 def merge_key(recipe: Recipe, find: Find | None = None) -> str:
     """32 hex digits that name the result: of what the recipe does (not its remarks) and the SHA-256 of every input."""
     find = find or find_files
-    names = _short_names(recipe.leaves)
+    names = short_names(recipe.leaves)
     found = {_title(leaf, names): [sha256_of(path) for path in _paths(find(leaf))] for leaf in recipe.leaves}
     return hashlib.sha256(json.dumps([recipe.digest, found], sort_keys=True).encode()).hexdigest()[:32]
 
@@ -74,7 +74,7 @@ def describe(made: Plan, terms: Mapping[str, Terms]) -> dict[str, str]:
     headers = {path: check_safetensors(path).metadata for paths in made.files.values() for path in paths}
     ancestors: dict[str, Any] = {}
     models: dict[str, Any] = {}
-    names = _short_names(recipe.leaves)
+    names = short_names(recipe.leaves)
     for leaf, paths in made.files.items():
         for path in paths:
             told, digest = headers[path], sha256_of(path)

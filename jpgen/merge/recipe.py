@@ -112,7 +112,7 @@ class Recipe:
 
     def to_data(self) -> dict[str, Any]:
         """The recipe as it would be written, in one form, without the folders of files that are given by absolute paths."""
-        names = _short_names(self.leaves)
+        names = short_names(self.leaves)
         told: dict[str, Any] = {"version": VERSION, "name": self.name, "seed": self.seed}
         told |= {key: value for key in ("dtype", "base", "text_encoder") if (value := getattr(self, key))}
         told |= {key: list(value) for key in ("sources", "unverified") if (value := getattr(self, key))}
@@ -268,7 +268,7 @@ def _fixed_number(place: str, param: Number, values: Mapping[str, float]) -> Num
     return float(values[place]) if isinstance(param, Free) and place in values else param
 
 
-def _short_names(leaves: Sequence[Model | Lora]) -> dict[str, str]:
+def short_names(leaves: Sequence[Model | Lora]) -> dict[str, str]:
     """Names without the folders of absolute paths; of two that would be one, with the last folder, then with a number."""
     short: dict[str, str] = {}
     for name in dict.fromkeys(leaf.name for leaf in leaves):

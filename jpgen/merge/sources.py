@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jpgen.errors import WeightsError
 from jpgen.lora import DENOISER, Adapter, Change, read_adapter, some
-from jpgen.lora_modules import _plain, bfl_spellings, ldm_spellings
+from jpgen.lora_modules import bfl_spellings, ldm_spellings, plain_spelling
 from jpgen.merge.groups import COMPONENTS
 from jpgen.merge.recipe import Lora, Model
 from jpgen.safety import BITS, Stored, check_safetensors
@@ -214,7 +214,7 @@ def _modules(part: str, tensors: Mapping[str, Stored]) -> dict[str, tuple[str, .
             for prefix in (*(f"{one}." for one in wanted), *ORIGINALS):
                 inner = inner.removeprefix(prefix)
             bare[inner] = full
-    made: dict[str, tuple[str, ...]] = {_plain(part, inner): (full,) for inner, full in bare.items()}
+    made: dict[str, tuple[str, ...]] = {plain_spelling(part, inner): (full,) for inner, full in bare.items()}
     if part == DENOISER:
         for spelling, targets in {**ldm_spellings(list(bare)), **bfl_spellings(list(bare))}.items():
             made.setdefault(spelling, tuple(bare[target] for target in targets))
@@ -222,7 +222,7 @@ def _modules(part: str, tensors: Mapping[str, Stored]) -> dict[str, tuple[str, .
 
 
 def _targets(change: Change, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...] | None:
-    spelling = _plain(change.part, change.module)
+    spelling = plain_spelling(change.part, change.module)
     return known.get(f"{spelling}_0") if spelling.endswith("to_out") and spelling not in known else known.get(spelling)
 
 

@@ -76,7 +76,9 @@ def test_weights_of_one_and_nothing_are_a_copy_of_bytes(tmp_path: Path) -> None:
     assert needed == sum(one.numel() * one.element_size() for one in a.values()) + 16  # and both models' steps, which must agree
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp8", torch.float8_e4m3fn)])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp8", torch.float8_e4m3fn)]
+)
 def test_the_type_may_be_told(tmp_path: Path, dtype: str, kind: torch.dtype) -> None:
     a, b = tensors(1), tensors(2)
     inputs = files(tmp_path, a=a, b=b)
@@ -147,7 +149,8 @@ def test_models_that_differ_are_listed(tmp_path: Path) -> None:
     [
         ({"lora_unet_nowhere.lora_up.weight": torch.zeros(8, 2), "lora_unet_nowhere.lora_down.weight": torch.zeros(2, 4)}, "fit nothing: nowhere"),
         ({"lora_unet_conv_in.lora_up.weight": torch.zeros(8, 2)}, "conv_in lacks lora_down"),
-        ({"unet.mid.attn1.to_q.lora_B.weight": torch.zeros(9, 2), "unet.mid.attn1.to_q.lora_A.weight": torch.zeros(2, 4)}, r"\[9, 4\] for a weight \[8, 4\]"),
+        ({"unet.mid.attn1.to_q.lora_B.weight": torch.zeros(9, 2), "unet.mid.attn1.to_q.lora_A.weight": torch.zeros(2, 4)},
+         r"\[9, 4\] for a weight \[8, 4\]"),
         ({"lora_te_x.lora_up.weight": torch.zeros(8, 2), "lora_te_x.lora_down.weight": torch.zeros(2, 4)}, r"fit nothing: text_encoder\.x"),
     ],
 )  # fmt: skip

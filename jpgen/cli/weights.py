@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from jpgen.command import explained
+from jpgen.cli.command import explained
 
 DTYPES = ("fp32", "fp16", "bf16")
 

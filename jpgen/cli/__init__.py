@@ -1,4 +1,4 @@
-"""The command line: `jpgen generate`, `jpgen normalize`, `jpgen models`, `jpgen train …`. The only file that prints."""
+"""The command line: `jpgen generate`, `jpgen normalize`, `jpgen models`, `jpgen train …`. Only here is anything printed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jpgen.cli_weights import convert_command, lora_group
-from jpgen.command import explained
+from jpgen.cli.command import explained
+from jpgen.cli.merging import merge_group
+from jpgen.cli.weights import convert_command, lora_group
 from jpgen.errors import PromptError
 
 if TYPE_CHECKING:
@@ -291,6 +292,7 @@ def train_judge_command(data: Path, out: Path, steps: int) -> None:
 
 
 main.add_command(convert_command)
+main.add_command(merge_group)
 main.add_command(lora_group)
 
 
@@ -398,7 +400,3 @@ def _tell(made: Generation, path: Path, as_json: bool) -> None:
     from jpgen.types import plain_data
 
     click.echo(json.dumps({"path": str(path), **plain_data(made)}, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    main()
