@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from jpgen.compute import best_dtype
 from jpgen.encoders.remembered import Remembered
 from jpgen.evaluate.bench_models import written
 from jpgen.evaluate.counting import counted
-from jpgen.evaluate.rivals import DIFFUSERS_TOKENS, Plain, absent, openvino_forward
+from jpgen.evaluate.rivals import DIFFUSERS_TOKENS, PixArtStep, Plain, SdxlStep, absent, openvino_forward
 from jpgen.evaluate.timing import PSNR, Compared, UnlikeError, compare, probe
 from jpgen.models import recognise
 from jpgen.pipeline import Pipeline
@@ -37,6 +37,7 @@ from jpgen.types import ModelInfo, SamplingConfig
 
 PROMPT = "夕焼けの海に浮かぶ赤い船"
 ENGINE = "from diffusers import PixArtSigmaPipeline, StableDiffusionXLPipeline"
+FULL = "SDXL"
 SEEDS = {1: (1,), 4: (1, 2, 3, 4)}
 
 LOAD = """
@@ -119,7 +120,7 @@ def _small(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], C
 
 def _full(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
     sdxl = _opened(recognise(written(folder, "full", torch.bfloat16)))
-    yield from _of_sdxl(sdxl, Plain.beside(sdxl.backbone, _encoder(sdxl)), options, "SDXL")
+    yield from _of_sdxl(sdxl, Plain.beside(sdxl.backbone, _encoder(sdxl)), options, FULL)
 
 
 def _of_sdxl(ours: Pipeline, plain: Plain, options: argparse.Namespace, name: str) -> Iterator[Callable[[], Compared | str]]:
@@ -133,6 +134,8 @@ def _of_sdxl(ours: Pipeline, plain: Plain, options: argparse.Namespace, name: st
     yield lambda: _drawn(f"{name} 〃, 区間 / guidance interval 0.2:0.7（別の絵 / another picture）", ours, plain, half, rounds, same=False)
     yield lambda: _drawn(f"{name} 〃, deepcache（別の絵 / another picture）", ours, plain, replace(guided, cache="deepcache"), rounds, same=False)
     yield lambda: _parts(name, ours, rounds)
+    if name != FULL:  # OpenVINO would hold the whole of it twice more
+        yield lambda: _openvino_sdxl(name, ours, rounds)
 
 
 def _load(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
@@ -181,21 +184,31 @@ def _openvino(ours: Pipeline, rounds: int) -> Compared | str:
     transformer = backbone._pipeline.transformer
     generator = torch.Generator().manual_seed(0)
     channels, side = transformer.config.in_channels, transformer.config.sample_size
-    given = {
-        "hidden_states": torch.randn(2, channels, side, side, generator=generator).to(transformer.dtype),
-        "encoder_hidden_states": torch.randn(2, 14, transformer.config.caption_channels, generator=generator).to(transformer.dtype),
-        "encoder_attention_mask": torch.ones(2, 14, dtype=torch.int64), "timestep": torch.full((2,), 500),
-    }  # fmt: skip
-    rival = openvino_forward(transformer, given)
+    latents = torch.randn(2, channels, side, side, generator=generator)
+    text = torch.randn(2, 14, transformer.config.caption_channels, generator=generator)
+    inputs = (latents, text, torch.ones(2, 14, dtype=torch.int64), torch.full((2,), 500))
+    with lean(transformer):
+        return _beside_openvino("mame の transformer ÷ OpenVINO", PixArtStep(transformer), inputs, transformer.dtype, 4 * rounds)
+
+
+def _openvino_sdxl(name: str, ours: Pipeline, rounds: int) -> Compared | str:
+    backbone: Any = ours.backbone
+    unet, spec = backbone._pipeline.unet, backbone.spec
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, 4, 64, 64), (1, 77, spec.width), (1, spec.pooled_width))
+    inputs = (*(torch.randn(shape, generator=generator) for shape in shapes), torch.tensor([[512.0, 512, 0, 0, 512, 512]]), torch.tensor(500))
+    with backbone._packing.over(unet):
+        return _beside_openvino(f"{name} U-Net 512² ÷ OpenVINO", SdxlStep(unet), inputs, unet.dtype, rounds)
+
+
+def _beside_openvino(name: str, step: torch.nn.Module, inputs: Sequence[torch.Tensor], dtype: torch.dtype, rounds: int) -> Compared | str:
+    """One forward of the denoiser beside OpenVINO's."""
+    given = [one.to(dtype) if one.is_floating_point() else one for one in inputs]
+    rival = openvino_forward(step, inputs)
     if rival is None:
-        return "     -  mame の transformer、OpenVINO は入っていない / OpenVINO is not installed (pip install 'jpgen[bench]')"
-    with torch.inference_mode(), lean(transformer):
-
-        def forward() -> np.ndarray:
-            made = transformer(**given, added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0]
-            return np.asarray(made.float())
-
-        return compare("mame の transformer ÷ OpenVINO", forward, rival, rounds=4 * rounds, least=PSNR[transformer.dtype])
+        return f"     -  {name}: 入っていない / not installed (pip install 'jpgen[bench]')"
+    with torch.inference_mode():
+        return compare(name, lambda: np.asarray(step(*given).float()), rival, rounds=rounds, least=PSNR[dtype])
 
 
 def _parts(name: str, ours: Pipeline, rounds: int) -> Compared:

@@ -86,25 +86,51 @@ def _of_sdxl(wanted: Conditioning) -> dict[str, Tensor]:
     return given
 
 
-def openvino_forward(transformer: Any, given: dict[str, Any]) -> Callable[[], np.ndarray] | None:
-    """One forward of a PixArt transformer by OpenVINO, static shapes, one thread; None: OpenVINO is not installed."""
+class PixArtStep(torch.nn.Module):
+    """One forward of a PixArt transformer, its tensors in the order of a call: latents, text states, mask, time."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = transformer
+
+    def forward(self, latents: Tensor, text: Tensor, mask: Tensor, time: Tensor) -> Tensor:
+        """The velocity or noise [batch, channels, height, width]."""
+        given = {"encoder_hidden_states": text, "encoder_attention_mask": mask, "timestep": time, "return_dict": False}
+        made: Tensor = self.inner(latents, added_cond_kwargs={"resolution": None, "aspect_ratio": None}, **given)[0]
+        return made
+
+
+class SdxlStep(torch.nn.Module):
+    """One forward of SDXL's U-Net, its tensors in the order of a call: latents, text states, pooled state, sizes, time."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = unet
+
+    def forward(self, latents: Tensor, text: Tensor, pooled: Tensor, sizes: Tensor, time: Tensor) -> Tensor:
+        """The noise [batch, channels, height, width]."""
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        made: Tensor = self.inner(latents, time, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
+        return made
+
+
+def openvino_forward(step: torch.nn.Module, inputs: Sequence[Tensor]) -> Callable[[], np.ndarray] | None:
+    """This step by OpenVINO on these fp32 inputs, static shapes, as many threads as torch has; None: OpenVINO is not installed.
+
+    Weights of bf16 are read as they are and multiplied in bf16.
+    """
     if importlib.util.find_spec("openvino") is None:
         return None
     import openvino
+    from openvino.frontend.pytorch import patch_model
 
-    class Positional(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = transformer
-
-        def forward(self, states: Tensor, text: Tensor, mask: Tensor, time: Tensor) -> Tensor:
-            given = {"encoder_hidden_states": text, "encoder_attention_mask": mask, "timestep": time, "return_dict": False}
-            return self.inner(states, added_cond_kwargs={"resolution": None, "aspect_ratio": None}, **given)[0]
-
-    inputs = tuple(given[name] for name in ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep"))
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    step = copy.deepcopy(step).eval()  # it is patched
+    if next(step.parameters()).dtype == torch.bfloat16:
+        getattr(patch_model, "__make_16bit_traceable")(step)
+        settings["INFERENCE_PRECISION_HINT"] = "bf16"
     with torch.no_grad():
-        model = openvino.convert_model(Positional().eval(), example_input=inputs, input=[tuple(one.shape) for one in inputs])
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        model = openvino.convert_model(step, example_input=tuple(inputs), input=[tuple(one.shape) for one in inputs])
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     arrays = [one.numpy() for one in inputs]
     return lambda: np.asarray(compiled(arrays)[0])
