@@ -259,7 +259,7 @@ def test_the_length_of_strips_leaves_no_trace(tmp_path: Path, monkeypatch: pytes
     parts = (Merge("add_difference", (a, b, c), {"alpha": 0.7}), Merge("train_difference", (b, a, c)), Merge("n_average", (a, b, c)), a)
     tree = Merge("task_arithmetic", (Merge("weighted_sum", parts, {"weights": (0.4, 0.3, 0.2, 0.1)}), b, Merge("lerp", (a, c), {"t": 0.3})))
     made = [merge(Recipe(tree), tmp_path / "default.safetensors").read_bytes()]
-    for strip in (64, 1 << 14):
+    for strip in (101 * 64, 1 << 16):
         monkeypatch.setattr(engine, "STRIP", strip)
         made.append(merge(Recipe(tree), tmp_path / "default.safetensors", threads=3).read_bytes())
     assert made[0] == made[1] == made[2]
