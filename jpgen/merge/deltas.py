@@ -1,4 +1,4 @@
-"""Merge methods on deltas, δₖ = θₖ − θ₀: what each model has learned since the base (the first input)."""
+"""Merge methods on deltas, δₖ = θₖ − θ₀: what each model has learned since the base (the first input). Those of ELEMENTWISE write on their inputs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SAMPLE = 1 << 14
 
 def task_arithmetic(base: Tensor, *models: Tensor, weights: Weights = 1.0) -> Tensor:
     """θ₀ + Σ wₖ·δₖ (Ilharco et al. 2023, arXiv 2212.04089)."""
-    total = base.clone()
-    for model, weight in zip(models, spread(weights, len(models)), strict=True):
-        total.add_(model - base, alpha=weight)
-    return total
+    deltas = [model.sub_(base) for model in models]
+    for delta, weight in zip(deltas, spread(weights, len(models)), strict=True):
+        base.add_(delta, alpha=weight)
+    return base
 
 
 def ties(base: Tensor, *models: Tensor, weights: Weights = 1.0, density: Fraction = 0.2, scale: Scale = 1.0) -> Tensor:
@@ -36,10 +36,10 @@ def ties(base: Tensor, *models: Tensor, weights: Weights = 1.0, density: Fractio
 
 def dare(base: Tensor, *models: Tensor, weights: Weights = 1.0, density: Annotated[float, Range(0.001, 1.0)] = 0.5, generator: Generators) -> Tensor:
     """θ₀ + Σ wₖ·(mₖ ⊙ δₖ)/p, where a value is kept (mₖ = 1) with probability p = `density` (Yu et al. 2024, "DARE", arXiv 2311.03099)."""
-    total = base.clone()
-    for index, (model, weight) in enumerate(zip(models, spread(weights, len(models)), strict=True)):
-        total.add_((model - base).mul_(kept(base, density, generator(index))), alpha=weight / density)
-    return total
+    deltas = [model.sub_(base).mul_(kept(base, density, generator(index))) for index, model in enumerate(models)]
+    for delta, weight in zip(deltas, spread(weights, len(models)), strict=True):
+        base.add_(delta, alpha=weight / density)
+    return base
 
 
 def dare_ties(
@@ -48,7 +48,7 @@ def dare_ties(
     """As `dare`, and of the deltas that are kept those count that agree with the sign elected (arXiv 2311.03099, section 3.3; `ties`)."""
     masks = [kept(base, density, generator(index)) for index in range(len(models))]
     return elected(
-        base, [(model - base).mul_(mask).div_(density) for model, mask in zip(models, masks, strict=True)], spread(weights, len(models)), 1.0
+        base, [model.sub_(base).mul_(mask).div_(density) for model, mask in zip(models, masks, strict=True)], spread(weights, len(models)), 1.0
     )
 
 

@@ -6,6 +6,7 @@ to their places by several threads; then the file is made durable and takes its 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import threading
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from jpgen.errors import OutputError, WeightsError
-from jpgen.merge.evaluation import TILE, Apply, Read, compute, models_of
+from jpgen.merge.evaluation import STRIP, TILE, Apply, Read, by_chance, compute, models_of
 from jpgen.merge.plan import COPY, PIECE, WHOLE, Job, Plan, label, plan
 from jpgen.merge.provenance import Terms, describe
 from jpgen.merge.recipe import Model, Recipe
@@ -185,18 +186,26 @@ class _Worker:
         if job.dtype in HALVES and way is not None and len(inputs) == 2 and all(place.stored.dtype == job.dtype for place in job.places):
             torch.lerp(inputs[0], inputs[1], way, out=out)  # rounds the fp32 result once (tests/merge/test_engine.py)
         else:
-            models = models_of(made)
-            while len(self._tiles) < len(models):
-                self._tiles.append(torch.empty(TILE))
-            for number, begin in enumerate(range(0, padded, TILE)):
-                count = min(TILE, padded - begin)
-                tiles: dict[Model, Tensor] = {}
-                for model, values, tile in zip(models, inputs, self._tiles, strict=False):
-                    part = values[begin : begin + count]
-                    tiles[model] = part if part.dtype == torch.float32 else tile[:count].copy_(part)
-                out[begin : begin + count].copy_(_in_range(compute(made, job.target, _held(tiles), job.first + number), job.dtype))
+            held = dict(zip(models_of(made), inputs, strict=True))
+            length = TILE if by_chance(made) else STRIP
+            for number, begin in enumerate(range(0, padded, length)):
+                end = min(begin + length, padded)
+                read = self._tile_reader({model: values[begin:end] for model, values in held.items()})
+                out[begin:end].copy_(_in_range(compute(made, job.target, read, job.first + number), job.dtype))
         self._require_finite(job, out[: job.count])
         self._write(job, out[: job.count].view(torch.uint8))
+
+    def _tile_reader(self, held: Mapping[Model, Tensor]) -> Callable[[Model, str], Tensor]:
+        """Gives the values of the models, in fp32, each time in another of the buffers that are used again for every tile."""
+        taken = itertools.count()
+
+        def read(model: Model, _name: str) -> Tensor:
+            index, values = next(taken), held[model]
+            if index == len(self._tiles):
+                self._tiles.append(torch.empty(STRIP))
+            return self._tiles[index][: len(values)].copy_(values)
+
+        return read
 
     def _read_all(self, job: Job, more: int = 0) -> list[Tensor]:
         """The bytes of each place in a buffer that is used again, filled up to a multiple of `more` values."""
@@ -256,10 +265,6 @@ def _in_range(values: Tensor, dtype: str) -> Tensor:
     if BITS[dtype] > 8:
         return values
     return values.masked_fill(values.abs() > torch.finfo(TYPES[dtype]).max, torch.nan)
-
-
-def _held(tiles: Mapping[Model, Tensor]) -> Callable[[Model, str], Tensor]:
-    return lambda model, _name: tiles[model]
 
 
 def _put(number: int, data: object, begin: int) -> None:

@@ -20,6 +20,9 @@ from jpgen.merge.sources import Share, component_of
 TILE = 1 << 17
 """Values that a method that works value by value is given at a time; each tile of a tensor has its own lots."""
 
+STRIP = 1 << 18
+"""The same of methods without lots: as long as the buffers stay in the processor's caches, fewer calls are faster."""
+
 Shares = Mapping[Lora, Mapping[str, Sequence[Share]]]
 """What each adapter adds to which tensors (`jpgen.merge.sources.shares_of`)."""
 
@@ -73,7 +76,7 @@ def evaluate(
     """
     root, seed = (recipe.root, recipe.seed) if isinstance(recipe, Recipe) else (recipe, seed)
     target = Target(name, block, seed, shares or {})
-    return compute(expression(root, target), target, lambda model, one: read(model, one).float())
+    return compute(expression(root, target), target, lambda model, one: read(model, one).to(torch.float32, copy=True))
 
 
 def expression(node: Node, target: Target, place: str = "root") -> Expression:
@@ -115,7 +118,10 @@ def by_chance(made: Expression) -> bool:
 
 
 def compute(made: Expression, target: Target, read: Callable[[Model, str], Tensor], tile: int | None = None) -> Tensor:
-    """The values, fp32; with `tile` those of this tile alone, of which `read` then gives the values. What `read` gives is not changed."""
+    """The values, fp32; with `tile` those of this tile alone, of which `read` then gives the values.
+
+    What `read` gives, in fp32 and each time anew, is written on.
+    """
     if isinstance(made, Read):
         return read(made.model, target.name)
     if isinstance(made, Adapt):

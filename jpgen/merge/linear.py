@@ -1,4 +1,4 @@
-"""Merge methods that work value by value on whole weights."""
+"""Merge methods that work value by value on whole weights; those of ELEMENTWISE write on their inputs, for speed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ BOOST = 1.8
 
 def lerp(a: Tensor, b: Tensor, *, t: Annotated[float, Range(-1.0, 2.0)]) -> Tensor:
     """The way from a to b: (1−t)·a + t·b (Wortsman et al. 2022, "WiSE-FT", arXiv 2109.01903)."""
-    return torch.lerp(a, b, t)
+    return a.lerp_(b, t)
 
 
 def weighted_sum(*models: Tensor, weights: Weights, normalize: bool = False) -> Tensor:
     """Σ wₖ·θₖ, with weights that sum to 1 (Wortsman et al. 2022, "Model soups", arXiv 2203.05482); `normalize` divides them by their sum."""
     shares = spread(weights, len(models))
-    return combined(models, normalized(shares) if normalize else shares)
+    return combined(models, normalized(shares) if normalize else shares, out=models[0])
 
 
 def n_average(*models: Tensor) -> Tensor:
     """The plain average of the models (Wortsman et al. 2022, arXiv 2203.05482)."""
-    total = models[0].clone()
+    total = models[0]
     for model in models[1:]:
         total.add_(model)
     return total.div_(len(models))
@@ -38,16 +38,16 @@ def n_average(*models: Tensor) -> Tensor:
 
 def add_difference(a: Tensor, b: Tensor, c: Tensor, *, alpha: Scale = 1.0) -> Tensor:
     """a + α·(b − c): what b has learned since c, put on a (Ilharco et al. 2023, section 5, arXiv 2212.04089)."""
-    return torch.sub(b, c).mul_(alpha).add_(a)
+    return a.add_(b.sub_(c), alpha=alpha)
 
 
 def train_difference(a: Tensor, b: Tensor, c: Tensor, *, alpha: Scale = 1.0) -> Tensor:
     """a + 1.8·α·(b − c)·|b − a| / (|b − c| + |b − a|): as if a had been trained on what b was (SuperMerger's trainDifference; no paper)."""
-    difference = b - c
-    away, learned = (b - a).abs_(), difference.abs()
-    total = learned.add_(away)
+    difference = torch.sub(b, c, out=c)
+    away = b.sub_(a).abs_()
+    total = difference.abs().add_(away)
     share = away.div_(total.masked_fill_(total == 0, 1))
-    return difference.mul_(share).mul_(BOOST * alpha).add_(a)
+    return a.add_(difference.mul_(share), alpha=BOOST * alpha)
 
 
 def add_lora(a: Tensor, *changes: Tensor, scale: Weights = 1.0) -> Tensor:
@@ -69,17 +69,17 @@ def swap(a: Tensor, b: Tensor, *, start: Fraction = 0.0, end: Fraction = 1.0) ->
 
 def dropout(a: Tensor, b: Tensor, *, p: Fraction, generator: Generators) -> Tensor:
     """a, each value with probability p replaced by b's (Lee et al. 2020, "Mixout", arXiv 1909.11299, without its rescaling)."""
-    return torch.where(kept(a, p, generator(0)), b, a)
+    return torch.where(kept(a, p, generator(0)), b, a, out=a)
 
 
 # ── what other methods are made of ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def combined(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ wₖ·θₖ; of two whose weights sum to 1 as `lerp` has it."""
+def combined(tensors: Sequence[Tensor], weights: Sequence[float], *, out: Tensor | None = None) -> Tensor:
+    """Σ wₖ·θₖ; of two whose weights sum to 1 as `lerp` has it. `out` may be the first of them."""
     if len(tensors) == 2 and abs(weights[0] + weights[1] - 1) < 1e-9:
-        return torch.lerp(tensors[0], tensors[1], weights[1])
-    total = tensors[0] * weights[0]
+        return torch.lerp(tensors[0], tensors[1], weights[1], out=out)
+    total = torch.mul(tensors[0], weights[0], out=out)
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total.add_(tensor, alpha=weight)
     return total

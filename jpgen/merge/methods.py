@@ -43,7 +43,8 @@ class Parameter:
 class Method:
     """A method as its signature has it: `first` models before the variadic ones, `variadic`: how many more at least (None: none may follow).
 
-    `elementwise`: a value of the result comes of the values at its place alone, so that tensors may be merged piece by piece.
+    `elementwise`: a value of the result comes of the values at its place alone, so that tensors may be merged piece by piece. Such a method may write
+    on its inputs, which must be its own: it then needs no memory but theirs. The others leave their inputs as they are.
     """
 
     name: str

@@ -19,6 +19,7 @@ from jpgen.errors import OutputError, WeightsError
 from jpgen.merge import engine, lora, model
 from jpgen.merge import merge as merge_nodes
 from jpgen.merge.engine import merge
+from jpgen.merge.evaluation import evaluate
 from jpgen.merge.plan import PIECE, plan
 from jpgen.merge.recipe import Lora, Merge, Model, Node, Recipe
 from jpgen.safety import check_safetensors
@@ -249,6 +250,22 @@ def test_bytes_are_the_same_on_any_thread_count_and_hash_seed(tmp_path: Path) ->
         header, data = check_safetensors(out), out.read_bytes()
         made.add(hashlib.sha256(data[min(one.begin for one in header.tensors.values()) :]).hexdigest())
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_length_of_strips_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    inputs = files(tmp_path, **{name: {key: one.to(dtype) for key, one in large(seed).items()} for seed, name in enumerate("abc")})
+    a, b, c = inputs["a"], inputs["b"], inputs["c"]
+    parts = (Merge("add_difference", (a, b, c), {"alpha": 0.7}), Merge("train_difference", (b, a, c)), Merge("n_average", (a, b, c)), a)
+    tree = Merge("task_arithmetic", (Merge("weighted_sum", parts, {"weights": (0.4, 0.3, 0.2, 0.1)}), b, Merge("lerp", (a, c), {"t": 0.3})))
+    made = [merge(Recipe(tree), tmp_path / "default.safetensors").read_bytes()]
+    for strip in (101 * 64, 1 << 16):
+        monkeypatch.setattr(engine, "STRIP", strip)
+        made.append(merge(Recipe(tree), tmp_path / "default.safetensors", threads=3).read_bytes())
+    assert made[0] == made[1] == made[2]
+    assert load_file(tmp_path / "a.safetensors")["x"].equal(large(0)["x"].to(dtype))
+    wanted = evaluate(Recipe(tree), "y", lambda model, name: load_file(model.name)[name])
+    torch.testing.assert_close(load_file(tmp_path / "default.safetensors")["y"].float(), wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_the_order_of_the_inputs_files_changes_nothing_and_nothing_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
