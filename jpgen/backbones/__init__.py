@@ -14,8 +14,8 @@ from jpgen.errors import UnknownNameError
 from jpgen.protocols import Backbone, TextBackbone
 
 PARTS = frozenset({
-    "autoencoder", "caches", "controlnet", "forwards", "lean", "loading", "packing", "passes", "placement", "preview", "schedulers", "single_file",
-    "starting", "tiling", "unet",
+    "autoencoder", "caches", "configs", "controlnet", "forwards", "lean", "loading", "packing", "passes", "placement",
+    "preview", "schedulers", "single_file", "starting", "tiling", "unet",
 })  # fmt: skip
 """Files here that are parts of backbones."""
 
