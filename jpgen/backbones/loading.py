@@ -37,7 +37,10 @@ def filled(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
         with init_empty_weights(include_buffers=False):
             model = kind.from_config(config)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise WeightsError(f"{folder / 'config.json'} is not a config of {kind.__name__} ({error})") from error
+        raise WeightsError(
+            "設定ファイルが合いません / "
+            f"{folder / 'config.json'} is not a config of {kind.__name__} ({error})"
+        ) from error
     for buffer in model.buffers():
         buffer.data = buffer.data.to(dtype)
     state = load_sharded(folder, STEM, dtype)
@@ -45,11 +48,17 @@ def filled(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     wanted = set(model.state_dict())
     state = {name: tensor for name, tensor in state.items() if name in wanted or not name.endswith(LEFT_OVER)}
     if wrong := sorted(wanted ^ state.keys()):
-        raise WeightsError(f"{folder}: {len(wrong)} missing or unexpected tensors ({', '.join(wrong[:5])}): not the weights of this config")
+        raise WeightsError(
+            "重みが設定と合いません / "
+            f"{folder}: {len(wrong)} missing or unexpected tensors ({', '.join(wrong[:5])}): not the weights of this config"
+        )
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise WeightsError(f"{folder}: the weights do not match their config: {error}") from error
+        raise WeightsError(
+            "重みが設定と合いません / "
+            f"{folder}: the weights do not match their config: {error}"
+        ) from error
     return model.requires_grad_(False).eval()
 
 
@@ -67,7 +76,10 @@ def load_autoencoder(entry: Entry, channels: int, dtype: torch.dtype) -> Any:
     config = read_config(folder)
     kind = AUTOENCODERS.get(str(config.get("_class_name")))
     if kind is None:
-        raise WeightsError(f"{folder}: unknown autoencoder {config.get('_class_name')!r}; known: {', '.join(AUTOENCODERS)}")
+        raise WeightsError(
+            "知らないオートエンコーダです / "
+            f"{folder}: unknown autoencoder {config.get('_class_name')!r}; known: {', '.join(AUTOENCODERS)}"
+        )
     if dtype == torch.float16 and config.get("force_upcast", True):
         dtype = torch.float32
     vae = filled(kind, folder, dtype)

@@ -147,7 +147,10 @@ def load(entry: Entry, dtype: torch.dtype) -> PixArtBackbone:
         raise WeightsError(f"{place} は文を読みません / {place} takes no text: its config has no caption_channels")
     channels = config.get("in_channels", 4)
     if config.get("out_channels") not in (None, channels, 2 * channels):
-        raise IncompatibleError(f"{place}: {config['out_channels']} channels out of {channels} in; wanted as many, or twice as many (learned sigma)")
+        raise IncompatibleError(
+            "チャンネル数が合いません / "
+            f"{place}: {config['out_channels']} channels out of {channels} in; wanted as many, or twice as many (learned sigma)"
+        )
     transformer = filled(PixArtTransformer2DModel, place, dtype)
     transformer.register_to_config(out_channels=transformer.out_channels)  # the pipeline cannot read null
     vae = load_autoencoder(entry, transformer.config.in_channels, dtype)

@@ -75,7 +75,10 @@ def load_controlnet(path: Path, unet: UNet2DConditionModel) -> ControlNetModel:
     for theirs, name in LABELS.items():  # of SDXL, which diffusers' conversion leaves behind
         state |= {f"{name}.{leaf}": own[f"{theirs}.{leaf}"] for leaf in ("weight", "bias") if f"{theirs}.{leaf}" in own}
     if gone := [name for name, tensor in state.items() if tensor is None]:
-        raise WeightsError(f"{path}: {len(gone)} tensors of a ControlNet are missing ({', '.join(gone[:5])}): cut off, or not a ControlNet")
+        raise WeightsError(
+            "ControlNet の重みが足りません / "
+            f"{path}: {len(gone)} tensors of a ControlNet are missing ({', '.join(gone[:5])}): cut off, or not a ControlNet"
+        )
     hint = re.compile(r"controlnet_cond_embedding\.(conv_in|blocks\.\d*[13579])\.weight")
     widths = {name: tensor.shape[0] for name, tensor in state.items() if hint.fullmatch(name)}
     order = sorted(widths, key=lambda name: -1 if "conv_in" in name else int(name.split(".")[2]))
@@ -168,7 +171,10 @@ def _filled(kind: Any, config: dict[str, Any], state: Mapping[str, Tensor], dtyp
     with init_empty_weights(include_buffers=False):
         model = kind.from_config(config)
     if wrong := sorted(set(model.state_dict()) ^ state.keys()):
-        raise WeightsError(f"{path}: {kind.__name__}: {len(wrong)} missing or unexpected tensors ({', '.join(wrong[:5])}): none of a known model")
+        raise WeightsError(
+            "重みが設定と合いません / "
+            f"{path}: {kind.__name__}: {len(wrong)} missing or unexpected tensors ({', '.join(wrong[:5])}): none of a known model"
+        )
     try:
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     except RuntimeError as error:

@@ -42,7 +42,10 @@ def fill(model: Any, state: Mapping[str, Tensor], place: Path) -> None:
     """
     names = model.state_dict().keys()
     if missing := sorted(name for name in names if name not in state):
-        raise WeightsError(f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config; fetch the model again")
+        raise WeightsError(
+            "エンコーダの重みが足りません / "
+            f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config; fetch the model again"
+        )
     try:
         model.load_state_dict({name: state[name] for name in names}, assign=True)
     except RuntimeError as error:

@@ -57,7 +57,10 @@ def load(folder: Path) -> BertEncoder:
     except Exception as error:  # tokenizers raises bare Exception, transformers OSError and ValueError
         raise WeightsError(f"{folder}: エンコーダを読めません / cannot read the text encoder ({error}); fetch the model again") from error
     if tokenizer.get_vocab_size() != config.vocab_size:
-        raise WeightsError(f"{vocabulary} has {tokenizer.get_vocab_size()} pieces, the encoder {config.vocab_size}: they are not of one model")
+        raise WeightsError(
+            "トークナイザとエンコーダが別のモデルのものです / "
+            f"{vocabulary} has {tokenizer.get_vocab_size()} pieces, the encoder {config.vocab_size}: they are not of one model"
+        )
     dtype = best_dtype()
     with torch.device("meta"):
         model = BertModel(config, add_pooling_layer=False)

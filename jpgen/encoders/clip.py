@@ -132,7 +132,10 @@ def load(folder: Path, *, suffix: str = "", clip_skip: int = 0, final_norm: bool
         state = {name.removeprefix("text_model."): tensor for name, tensor in load_sharded(place, "model", dtype).items()}
     model = _filled(config, state, place, projected if projection is None else projection)
     if len(tokenizer) > config.vocab_size:
-        raise WeightsError(f"{folder} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model")
+        raise WeightsError(
+            "トークナイザとエンコーダが別のモデルのものです / "
+            f"{folder} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model"
+        )
     return ClipEncoder(f"clip{suffix}", model, tokenizer, clip_skip=clip_skip, final_norm=final_norm)
 
 
@@ -142,7 +145,10 @@ def _filled(config: CLIPTextConfig, state: dict[str, Tensor], place: Path, proje
         model = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
     names = {name: name.removeprefix("text_model.") for name in model.state_dict()}
     if missing := sorted(own for own in names.values() if own not in state):
-        raise WeightsError(f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config")
+        raise WeightsError(
+            "エンコーダの重みが足りません / "
+            f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config"
+        )
     try:
         model.load_state_dict({name: state[own] for name, own in names.items()}, assign=True)
     except RuntimeError as error:

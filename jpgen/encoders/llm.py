@@ -96,7 +96,10 @@ def load(folder: Path, *, text_encoder: str = "", hidden_layer: int = -1, max_to
     except Exception as error:  # transformers raises OSError, ValueError and RuntimeError, safetensors its own
         raise WeightsError(f"{place}: 言語モデルを読めません / cannot read the language model ({error}); fetch the model again") from error
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith("lm_head")):
-        raise WeightsError(f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config")
+        raise WeightsError(
+            "エンコーダの重みが足りません / "
+            f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config"
+        )
     pad = config.pad_token_id if isinstance(config.pad_token_id, int) and config.pad_token_id >= 0 else 0
     name = Path(str(getattr(config, "_name_or_path", "") or place)).name
     return LlmEncoder(name, model, tokenizer, hidden_layer=hidden_layer, max_tokens=max_tokens, pad=pad)

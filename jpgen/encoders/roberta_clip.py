@@ -74,7 +74,10 @@ def load(folder: Path, *, text_encoder: str = "", pooled: bool = False) -> Rober
     config = _config(read_json(place / "config.json"), place)
     tokenizer = _tokenizer(place)
     if len(tokenizer) > config.vocab_size:
-        raise WeightsError(f"{place} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model")
+        raise WeightsError(
+            "トークナイザとエンコーダが別のモデルのものです / "
+            f"{place} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model"
+        )
     state = load_sharded(place, "model", best_dtype())
     if PROJECTION not in state or state[PROJECTION].dim() != 2 or state[PROJECTION].shape[1] != config.hidden_size:
         raise WeightsError(
@@ -100,7 +103,10 @@ def _config(told: dict[str, Any], place: Path) -> RobertaConfig:
     try:
         return RobertaConfig(**inner)
     except Exception as error:  # transformers' checks raise errors of their own, TypeError and ValueError
-        raise WeightsError(f"{place / 'config.json'} is not a config of RoBERTa ({' '.join(str(error).split())}); fetch the model again") from error
+        raise WeightsError(
+            "設定ファイルが合いません / "
+            f"{place / 'config.json'} is not a config of RoBERTa ({' '.join(str(error).split())}); fetch the model again"
+        ) from error
 
 
 def _tokenizer(place: Path) -> SentencePieceTokenizer:

@@ -91,7 +91,10 @@ def load(folder: Path, *, text_encoder: str = "", pooled: bool = False) -> Sigli
     config = _config(read_json(place / "config.json"), place)
     tokenizer = _tokenizer(place)
     if len(tokenizer) > config.vocab_size:
-        raise WeightsError(f"{place} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model")
+        raise WeightsError(
+            "トークナイザとエンコーダが別のモデルのものです / "
+            f"{place} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model"
+        )
     state = load_sharded(place, "model", best_dtype())
     whole = any(name.startswith(TOWER) for name in state)
     tower = {name.removeprefix(TOWER): tensor for name, tensor in state.items() if name.startswith(TOWER) or not whole}
@@ -113,7 +116,10 @@ def _config(told: dict[str, Any], place: Path) -> SiglipTextConfig:
     try:
         return SiglipTextConfig(**inner)
     except Exception as error:  # transformers' checks raise errors of their own, TypeError and ValueError
-        raise WeightsError(f"{place / 'config.json'} is not a config of SigLIP ({' '.join(str(error).split())}); fetch the model again") from error
+        raise WeightsError(
+            "設定ファイルが合いません / "
+            f"{place / 'config.json'} is not a config of SigLIP ({' '.join(str(error).split())}); fetch the model again"
+        ) from error
 
 
 def _tokenizer(place: Path) -> ClipShapedTokenizer:

@@ -75,9 +75,15 @@ def load(folder: Path, *, suffix: str = "", max_tokens: int = MAX_TOKENS, fixed:
     except Exception as error:  # transformers raises OSError, ValueError and RuntimeError, safetensors its own
         raise WeightsError(f"{place}: エンコーダを読めません / cannot read the text encoder ({error}); fetch the model again") from error
     if missing := sorted(found["missing_keys"]):
-        raise WeightsError(f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config")
+        raise WeightsError(
+            "エンコーダの重みが足りません / "
+            f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config"
+        )
     if pieces > config.vocab_size:
-        raise WeightsError(f"{folder} has {pieces} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model")
+        raise WeightsError(
+            "トークナイザとエンコーダが別のモデルのものです / "
+            f"{folder} has {pieces} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model"
+        )
     return T5Encoder(f"t5{suffix}", model, ids_of, max_tokens=max_tokens, fixed=fixed, lower=_of_pixart(folder) if lower is None else lower)
 
 
