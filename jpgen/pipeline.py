@@ -20,6 +20,7 @@ from jpgen.backbones import load_backbone
 from jpgen.emphasis import TokenEncoder
 from jpgen.encoders import load_encoder
 from jpgen.encoders.remembered import Asked, Remembered
+from jpgen.english import in_english, open_english
 from jpgen.errors import IncompatibleError, PromptError, SettingError
 from jpgen.lora import Adapter
 from jpgen.merged import open_model
@@ -28,7 +29,6 @@ from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlar
 from jpgen.prompt.chain import normalize as normalized
 from jpgen.prompt.syntax import parse_attention, render
 from jpgen.protocols import Backbone, TextBackbone, TextEncoder, Translator
-from jpgen.translate import is_japanese, open_translator, translate_spans
 from jpgen.types import (
     NO_INPUTS,
     Conditioning,
@@ -56,8 +56,8 @@ class Pipeline:
     """An encoder and a backbone that fit, opened once and used many times.
 
     `batch_size` pictures are sampled together; with 1 a picture never depends on its company, with more it may differ by rounding (a few of 255
-    levels in bf16). Threads take turns. With a `translator`, prompts reach the encoder in English (route "translate"); without one, a model of
-    English alone gets them as they are (route "raw").
+    levels in bf16). Threads take turns. With a `translator`, prompts reach the encoder in English (route "translate"); a model of English alone has
+    the small built-in one unless told otherwise, with translator="" it gets them as they are (route "raw").
 
         >>> from jpgen import Pipeline
         >>> pipeline = Pipeline()
@@ -86,7 +86,9 @@ class Pipeline:
             entry, self.vae_hash = with_vae(entry, vae), file_hash(Path(vae))
         backbone = load_backbone(entry, optimize=optimize)
         encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
-        self._set(encoder, backbone, info, entry.route, batch_size, open_translator(translator or str(entry.parts.get("translator", ""))))
+        wish = translator if translator is not None else str(entry.parts["translator"]) if "translator" in entry.parts else None
+        english = open_english(wish) if wish is not None or entry.route == "translate" else None
+        self._set(encoder, backbone, info, entry.route, batch_size, english)
         self._adapters = Adapters(info.name, encoder, backbone, loras=lora_folder, embeddings=embedding_folder)
 
     @classmethod
@@ -102,7 +104,8 @@ class Pipeline:
     def with_translator(self, translator: str | Path | Translator) -> Pipeline:
         """This pipeline with another translator: a name of the catalogue, a local folder or an open one. Its parts are shared, not opened again."""
         pipeline = copy.copy(self)
-        pipeline.translator, pipeline.route = open_translator(translator), "translate"
+        pipeline.translator = open_english(translator)
+        pipeline.route = "translate" if pipeline.translator else self._untranslated
         return pipeline
 
     def _set(
@@ -285,17 +288,10 @@ class Pipeline:
         translator = self.translator
         if self.route in ("native", "adapter"):  # a prompt from another model may bring what that one saw
             return [replace(prompt, translation=Translation()) if prompt.translation.by else prompt for prompt in prompts]
-        wanted = [i for i, prompt in enumerate(prompts) if is_japanese(prompt.text + prompt.negative) and not prompt.translation.by]
-        if translator is None or not wanted:
+        if translator is None:
             return prompts
-        rows = [(prompts[i].spans or ((prompts[i].text, 1.0),), parse_attention(prompts[i].negative)) for i in wanted]
         with self._lock:
-            made = translate_spans(translator, [spans for row in rows for spans in row])
-        prompts = list(prompts)
-        for i, spans, unwanted in zip(wanted, made[::2], made[1::2], strict=True):
-            text = "".join(" " if span == ("BREAK", -1.0) else span[0] for span in spans)
-            prompts[i] = replace(prompts[i], translation=Translation(translator.name, text, render(unwanted), spans))
-        return prompts
+            return in_english(translator, prompts)
 
     def _taken(self, prompt: Prompt) -> str:
         """The route that this prompt took: "translate" only where there was something to translate."""

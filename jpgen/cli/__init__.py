@@ -15,6 +15,7 @@ import click
 from jpgen.cli.command import explained
 from jpgen.cli.evolving import evolve_command
 from jpgen.cli.merging import merge_group
+from jpgen.cli.translating import translate_command
 from jpgen.cli.weights import convert_command, lora_group
 from jpgen.errors import PromptError
 
@@ -248,9 +249,23 @@ def train_judge_command(data: Path, out: Path, steps: int) -> None:
     train_judge(data, out, steps=steps)
 
 
+@train_group.command("translator")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="対訳の置き場（small_parallel_enja の train.ja, train.en） / Tanaka pairs")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("train/translator"), show_default=True, help="モデルの置き場 / the model's folder")
+@click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
+@click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
+@explained
+def train_translator_command(data: Path, out: Path, steps: int, decay: int) -> None:
+    """内蔵の日英翻訳モデルを学習します。途中で止めても続きから / train the built-in translator, resumable."""
+    from jpgen.train.translator import train_translator
+
+    train_translator(data, out, steps=steps, decay=decay)
+
+
 main.add_command(convert_command)
 main.add_command(evolve_command)
 main.add_command(merge_group)
+main.add_command(translate_command)
 main.add_command(lora_group)
 
 
