@@ -37,7 +37,7 @@ POSITIONS = 128
 PIECES = 7000
 VOCABULARY_CHUNKS = 8
 
-TOKENS = 4000
+TOKENS = 3000
 """Tokens of a batch, those of both languages."""
 
 WORKERS = 2
@@ -46,7 +46,7 @@ WORKERS = 2
 LEARNING_RATE = 4e-3
 """Of Muon; everything but the matrices of the layers has AdamW at half of it."""
 
-WARM_UP = 200
+WARM_UP = 60
 SMOOTHING = 0.1
 UNKNOWN = 1
 NEVER = -1e4
@@ -96,11 +96,7 @@ def train_translator(data: Path, out: Path, *, steps: int, decay: int = 0) -> No
         loss = learn(model, batch, written, workers)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / max(decay, 1))
-        for optimizer, share in zip(optimizers, (1.0, 1 / 2), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
-            optimizer.step()
-            optimizer.zero_grad()
+        list(workers.map(lambda optimizer, at=rate: updated(optimizer, at), optimizers))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - min(EMA_DECAY, (step + 1) / (step + 10)))
         recent.append(loss)
         curve.count(len(batch.source))
@@ -206,15 +202,21 @@ def new_model(vocabulary: int, written: Tensor) -> MarianMTModel:
     return model
 
 
-def new_optimizers(model: MarianMTModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the embedding, the biases and the norms."""
+def new_optimizers(model: MarianMTModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, a part of them for each worker; AdamW for the embedding, the biases and the norms."""
     inside = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     chosen = set(map(id, inside))
     others = [p for p in model.parameters() if id(p) not in chosen and p.requires_grad]
-    return (
-        Muon(inside, lr=LEARNING_RATE, weight_decay=0.02),
-        torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0),
-    )
+    adamw = torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0)
+    return [*(Muon(inside[part::WORKERS], lr=LEARNING_RATE, weight_decay=0.02) for part in range(WORKERS)), adamw]
+
+
+def updated(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let it take a step at this rate (AdamW at half of it) and drop the gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate if isinstance(optimizer, Muon) else rate / 2
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def make_vocabulary(pairs: Parallel, out: Path) -> SentencePieceProcessor:
