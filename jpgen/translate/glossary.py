@@ -49,10 +49,9 @@ def mark(text: str, found: Iterable[tuple[int, int, str, str]], *, own: bool) ->
         if not own and kind not in NAMES:
             continue
         marker = next(free[OF_KIND.get(kind, NOUNS)], "") if own else FOREIGN.format(next(numbers))
-        if not marker:
-            continue
-        made, done = made + text[done:start] + marker, end
-        words[marker] = english
+        if marker:
+            made, done = made + text[done:start] + marker, end
+        words[marker or text[start:end]] = english  # what finds no marker is translated, and looked for afterwards
     return made + text[done:], words
 
 
@@ -68,7 +67,7 @@ def unmark(english: str, words: dict[str, str]) -> str:
         there = re.search(re.escape(marker), english, re.IGNORECASE)
         if there:
             english = english[: there.start()] + head + re.sub(re.escape(marker), "", english[there.end() :], flags=re.IGNORECASE)
-        else:
+        elif head.lower() not in english.lower():
             lost.append(head)
         more += [rest] if rest else []
     for marker in MARKERS:
