@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import MarianConfig, MarianMTModel
 
+from jpgen.train.alignment import bilingual_embedding
 from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.muon import Muon
 from jpgen.train.parallel import CHUNK, Parallel, sentences
@@ -31,8 +32,8 @@ from jpgen.weights import eight_bit_matrices, save_weights
 
 log = logging.getLogger("jpgen.train")
 
-WIDTH, ENCODER_LAYERS, DECODER_LAYERS, HEADS = 192, 3, 2, 4
-ENCODER_HIDDEN, DECODER_HIDDEN = 768, 512
+WIDTH, ENCODER_LAYERS, DECODER_LAYERS, HEADS = 160, 3, 2, 4
+ENCODER_HIDDEN, DECODER_HIDDEN = 640, 320
 POSITIONS = 128
 PIECES = 7000
 VOCABULARY_CHUNKS = 8
@@ -53,7 +54,7 @@ NEVER = -1e4
 """Bias of the pieces that are no English: the softmax of training leaves them out, which is half of its work."""
 
 DROPOUT = 0.0
-EMA_DECAY = 0.999
+EMA_DECAY = 0.995
 SAVE_EVERY = 100
 LOG_EVERY = 25
 
@@ -83,6 +84,10 @@ def train_translator(data: Path, out: Path, *, steps: int, decay: int = 0) -> No
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = new_optimizers(model)
     done = 0
+    if not (out / "translator.pt").exists():
+        start = bilingual_embedding(pairs, vocabulary, WIDTH)
+        model.model.shared.weight.data[: len(start)] = start
+        average.load_state_dict(model.state_dict())
     if state := load_state(out / "translator.pt"):
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])

@@ -43,15 +43,14 @@ class Remembering:
         with self._lock:
             known = self._read() if self._known is None else self._known
             new = [text for text in dict.fromkeys(texts) if text not in known]
-            if new:
-                made = dict(zip(new, self._translator.translate(new), strict=True))
-                whole = {**self._read(), **known, **made}  # what another process wrote meanwhile is kept
-                self._known = dict(list(whole.items())[-max(self._most, len(new)) :])
-                self._write(dict(list(whole.items())[-self._most :]))
-                known = {**known, **made}
-            else:
-                self._known = known
-            return [known[text] for text in texts]
+            made = dict(zip(new, self._translator.translate(new), strict=True)) if new else {}
+            both = {**known, **made}
+            said = [both[text] for text in texts]
+            if new:  # what another process wrote meanwhile is kept
+                known = dict(list({**self._read(), **made}.items())[-self._most :])
+                self._write(known)
+            self._known = known
+            return said
 
     def _read(self) -> dict[str, str]:
         try:

@@ -20,7 +20,6 @@ FOREIGN = "ZX{}Q"
 NAMES = ("place", "yokai", "culture", "craft", "festival", "clothing", "food", "game", "building", "idiom")
 """Kinds that are hidden from such translators; colours, light, weather and styles they know, and put better where they see them."""
 
-_AN = re.compile(r"\b(a)n?(?= [aeiou])|\b(a)n(?= [^aeiou\W])", re.IGNORECASE)
 _LATIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .'+-]*[A-Za-z0-9]|[A-Za-z]")
 _GAPS = ((re.compile(r"\s+([,.!?;:])"), r"\1"), (re.compile(r"([,;:])(?:\s*[,;:])+"), r"\1"), (re.compile(r"\s{2,}"), " "))
 
@@ -64,9 +63,10 @@ def unmark(english: str, words: dict[str, str]) -> str:
     lost, more = [], []
     for marker, meaning in words.items():
         head, _, rest = meaning.partition(", ")
-        there = re.search(re.escape(marker), english, re.IGNORECASE)
+        there = re.search(rf"(\ban? )?{re.escape(marker)}", english, re.IGNORECASE)
         if there:
-            english = english[: there.start()] + head + re.sub(re.escape(marker), "", english[there.end() :], flags=re.IGNORECASE)
+            before = f"{english[: there.start()]}{_article(head) if there[1] else ''}{head}"
+            english = before + re.sub(re.escape(marker), "", english[there.end() :], flags=re.IGNORECASE)
         elif head.lower() not in english.lower():
             lost.append(head)
         more += [rest] if rest else []
@@ -77,7 +77,12 @@ def unmark(english: str, words: dict[str, str]) -> str:
     english = ", ".join(filter(None, (body, *lost, *more))) + (stop if body else "")
     for gap, closed in _GAPS:
         english = gap.sub(closed, english)
-    return _AN.sub(lambda found: f"{found[1]}n" if found[1] else found[2], english).strip(" ,")
+    return english.strip(" ,")
+
+
+def _article(head: str) -> str:
+    """The indefinite article of a word of the glossary; none if it brings its own."""
+    return "" if re.match(r"(a|an|the) ", head) else "an " if head[:1].lower() in "aeiou" else "a "
 
 
 class Gloss:
