@@ -27,7 +27,7 @@ from jpgen.merged import open_model
 from jpgen.models import weights_hash, with_vae
 from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlarged, file_hash
 from jpgen.prompt.chain import normalize as normalized
-from jpgen.prompt.syntax import parse_attention, render
+from jpgen.prompt.syntax import parse_attention
 from jpgen.protocols import Backbone, TextBackbone, TextEncoder, Translator
 from jpgen.types import (
     NO_INPUTS,

@@ -250,8 +250,8 @@ def train_judge_command(data: Path, out: Path, steps: int) -> None:
 
 
 @train_group.command("translator")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="対訳の置き場（small_parallel_enja の train.ja, train.en） / Tanaka pairs")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("train/translator"), show_default=True, help="モデルの置き場 / the model's folder")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="対訳（small_parallel_enja）の置き場 / Tanaka pairs")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("train/translator"), show_default=True, help="書き出す先 / the model's folder")
 @click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
 @click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
 @explained

@@ -12,7 +12,7 @@ from jpgen.cli.command import explained
 
 @click.command("translate")
 @click.argument("text")
-@click.option("--model", help="翻訳モデル（名前かフォルダ。省くと内蔵、gloss なら辞書だけ） / a translator; built in if left out, gloss: the lexicon alone")
+@click.option("--model", help="翻訳モデル（名前かフォルダ。省くと内蔵、gloss: 辞書だけ） / a translator, gloss: lexicon alone")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
 @click.option("--json", "as_json", is_flag=True, help="一行に一つの JSON / one JSON object a line")
 @explained

@@ -1,4 +1,4 @@
-"""`make bench-translate`: the built-in translator by BLEU and chrF, by the words that matter in prompts, and by its time; the lexicon alone beside it.
+"""`make bench-translate`: the built-in translator by BLEU, chrF, the words that matter in prompts, and time; the lexicon alone beside it.
 
 Reads prompts/translation_tanaka.tsv (1,000 sentence pairs of the Tanaka Corpus, held out by a hash) and prompts/translation_eval.tsv (200 prompts
 with their English and the words that must be in it) of a checkout; neither was learnt from. Times are those of one thread's CPU, so that other

@@ -109,6 +109,7 @@ def _is_plural(noun: str) -> bool:
 
 @cache
 def plural(noun: str) -> str:
+    """The plural of an English noun; of one that is plural, or Japanese, itself."""
     if _is_plural(noun) or noun in JAPANESE_PLURALS:
         return noun
     head, of, rest = noun.partition(" of ")
@@ -117,6 +118,7 @@ def plural(noun: str) -> str:
 
 @cache
 def article(noun: str) -> str:
+    """An English noun with its indefinite article, if it takes one."""
     return noun if _is_plural(noun) or noun.startswith(NO_ARTICLE) else _inflect().a(noun)
 
 

@@ -22,6 +22,7 @@ MARKED = 0.16
 """Share of the slots that a marker fills."""
 
 COUNTERS = {"person": "人", "animal": "匹", "plant": "本", "food": "つ", "thing": "つ"}
+WORN = (("wear", "を着た"), ("wear", "を着ている"), ("wear", "姿の"), ("head", "をかぶった"), ("face", "をかけた"), ("face", "をつけた"))
 PREPOSITIONS = ("in", "on", "at", "by", "under")
 
 Pair = tuple[str, str]
@@ -161,7 +162,7 @@ class Phrases:
 
     def _dressed(self) -> Pair:
         person, one = self._noun("person")
-        kind, verb = self._of((("wear", "を着た"), ("wear", "を着ている"), ("wear", "姿の"), ("head", "をかぶった"), ("face", "をかけた"), ("face", "をつけた")))
+        kind, verb = self._of(WORN)
         worn, what = self._noun(kind)
         return f"{worn}{verb}{person}", f"{a(one)} {'in' if verb == '姿の' else 'wearing'} {a(what)}"
 
@@ -253,7 +254,8 @@ class Phrases:
 
     def _item(self) -> Pair:
         """One item of a list."""
-        kind = str(self._rng.choice(("tag", "style", "place", "time", "look", "noun", "wear", "phrase"), p=(0.3, 0.15, 0.1, 0.12, 0.1, 0.1, 0.05, 0.08)))
+        kinds = ("tag", "style", "place", "time", "look", "noun", "wear", "phrase")
+        kind = str(self._rng.choice(kinds, p=(0.3, 0.15, 0.1, 0.12, 0.1, 0.1, 0.05, 0.08)))
         if kind == "style":
             return (marker := next(self._markers[self._of((STYLES, STYLES, PLACES, LOOKS))])), marker
         if kind == "noun":

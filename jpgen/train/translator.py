@@ -248,5 +248,6 @@ def write_translator(model: MarianMTModel, out: Path) -> None:
     """Write the weights in 8 bits, without what is tied or computed, and the settings."""
     model.config.save_pretrained(out)
     model.generation_config.save_pretrained(out)
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name in ("model.shared.weight", "final_logits_bias") or ".layers." in name}
+    own = ("model.shared.weight", "final_logits_bias")
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name in own or ".layers." in name}
     save_weights(out / "model.safetensors", tensors, bits=eight_bit_matrices)

@@ -72,7 +72,7 @@ def _remembering(kind: str, folder: Path, name: str) -> Translator:
 
 @lru_cache(maxsize=2)
 def load_translator(kind: str, folder: Path) -> Translator:
-    """The translator of this kind (a file of this package: "marian", "causal") in a local folder, kept open for the next call; raises WeightsError."""
+    """The translator of this kind ("marian", "causal": files of this package) in a local folder, kept open for the next call; raises WeightsError."""
     made: Translator = importlib.import_module(f"jpgen.translate.{kind}").load(folder)
     return made
 

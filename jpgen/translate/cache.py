@@ -47,7 +47,7 @@ class Remembering:
             both = {**known, **made}
             said = [both[text] for text in texts]
             if new:  # what another process wrote meanwhile is kept
-                known = dict(list({**self._read(), **made}.items())[-self._most :])
+                known = dict(list({**known, **self._read(), **made}.items())[-self._most :])
                 self._write(known)
             self._known = known
             return said

@@ -60,6 +60,8 @@ def unmark(english: str, words: dict[str, str]) -> str:
     >>> unmark("a ZX1Q cat.", {"ZX1Q": "orange, warm as a fire", "ZX2Q": "rain"})
     'an orange cat, rain, warm as a fire.'
     """
+    if not words and not {*MARKERS} & {*english}:
+        return english
     lost, more = [], []
     for marker, meaning in words.items():
         head, _, rest = meaning.partition(", ")

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
             max_position_embeddings=512, bos_token_id=None, eos_token_id=1, pad_token_id=1,
-        )  # fmt: skip
+        )
     )
     rows = [tokenizer(f"<u>{ASKED.format(ja)}</u><a>{en}</s>", add_special_tokens=False)["input_ids"] for ja, en in PAIRS.items()]
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
