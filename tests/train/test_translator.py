@@ -83,7 +83,7 @@ def test_practice_sentences_say_the_same_in_both_languages() -> None:
     made = [phrases.prompt() for _ in range(400)]
     assert made == [again.prompt() for _ in range(400)]
     for ja, en in made:
-        assert ja and en and not is_japanese(en) and not re.search(r"  |~|\||\ba [aeiou]|, ,", en), (ja, en)
+        assert ja and en and not is_japanese(en) and not re.search(r"  |~|\||\ba [aio]|, ,", en), (ja, en)
         assert sorted(set(ja) & {*MARKERS}) == sorted(set(en) & {*MARKERS}), (ja, en)  # what is to be carried over is on both sides
     used = {sign for ja, _ in made for sign in ja} & {*MARKERS}
     assert used == {*MARKERS}
