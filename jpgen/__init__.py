@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.evolve.live import LiveMerge
+    from jpgen.merged import write_merge
     from jpgen.metadata import Settings, file_name, parse_parameters, picture_name, read_settings
     from jpgen.pictures import read_picture
     from jpgen.pipeline import Pipeline
@@ -57,6 +59,8 @@ _HOMES = {
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
+    "jpgen.evolve.live": ("LiveMerge",),
+    "jpgen.merged": ("write_merge",),
     "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
     "jpgen.pictures": ("read_picture",),
     "jpgen.pipeline": ("Pipeline",),
@@ -81,6 +85,7 @@ __all__ = [
     "JpgenError",
     "Lexicon",
     "LicenseError",
+    "LiveMerge",
     "MetadataError",
     "MissingExtraError",
     "ModelInfo",
@@ -113,6 +118,7 @@ __all__ = [
     "picture_name",
     "read_picture",
     "read_settings",
+    "write_merge",
 ]
 
 
