@@ -64,7 +64,7 @@ def recipe_of(parts: Sequence[Part], folder: Path, *, name: str = "まぜたも�
     root = _model(models[0], folder, component)
     if len(models) > 1:
         _require_shares(models)
-        weights: dict[str, Any] = {"weights": _by_group(models), "normalize": True}
+        weights: dict[str, Any] = {"weights": _by_group(models), "normalize": 1.0}
         root = Merge("weighted_sum", tuple(_model(part, folder, component) for part in models), weights)
     if loras:
         root = Merge("add_lora", (root, *(_lora(part) for part in loras)), {"scale": _by_group(loras)})

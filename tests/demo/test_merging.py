@@ -61,7 +61,7 @@ def test_sliders_as_a_recipe(folder: Path) -> None:
     recipe = recipe_of(parts, folder, name="試し")
     assert isinstance(recipe.root, Merge)
     assert recipe.root.inputs == (Model(str(folder / "own.safetensors")), Model(str(folder / "other.safetensors")))
-    assert recipe.root.params == {"weights": {"global": (3.0, 1.0), "attn": (1.0, 1.0), "block.1": (3.0, 0.0)}, "normalize": True}
+    assert recipe.root.params == {"weights": {"global": (3.0, 1.0), "attn": (1.0, 1.0), "block.1": (3.0, 0.0)}, "normalize": 1.0}
     assert recipe_of([Part("mame")], folder).root == Model("mame", component="transformer")
 
 
