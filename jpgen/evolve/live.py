@@ -74,7 +74,9 @@ class LiveMerge:
             output.parent.mkdir(parents=True, exist_ok=True)
             save_weights(output, tensors, bits=lambda _name, _tensor: 32, metadata=about)
         except (OSError, SafetensorError) as error:
-            raise OutputError(f"{output.name} に書き込めません（{error}）。空きを作ってください / cannot write {output.name}: free some space") from error
+            raise OutputError(
+                f"{output.name} に書き込めません（{error}）。空きを作ってください / cannot write {output.name}: free some space"
+            ) from error
         return output
 
     def _formulas_of(self, recipe: Recipe) -> Formulas:
@@ -104,8 +106,8 @@ def _require_alike(models: Sequence[Any], sources: Sources) -> None:
         got = {key: sources.read(model, key).shape for key in sources.keys(model)}
         if differing := sorted(key for key in wanted.keys() | got.keys() if wanted.get(key) != got.get(key)):
             raise WeightsError(
-                f"{Path(model.name).name} は {Path(models[0].name).name} と形が違うので混ぜられません / {len(differing)} tensors differ in name or shape: "
-                f"{', '.join(differing[:5])}; merge models of one kind"
+                f"{Path(model.name).name} は {Path(models[0].name).name} と形が違うので混ぜられません / "
+                f"{len(differing)} tensors differ in name or shape: {', '.join(differing[:5])}; merge models of one kind"
             )
 
 
