@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from jpgen.errors import PromptError, UnknownNameError
 from jpgen.prompt.data import data_folder
+from jpgen.prompt.lexicon import load_lexicon
 from jpgen.prompt.morphology import words
 
 TAGS: Mapping[str, str] = MappingProxyType(
@@ -139,16 +140,23 @@ def search(text: str, *, tag: str | None = None, split: str | None = None) -> tu
     needle = _folded(text.strip())
     if not needle:
         raise PromptError("探すことばが空です。ことばを一つ書いてください / nothing to search for: give a word")
-    spoken = words(text)
-    dictionary = _folded(spoken[0].lemma) if len(spoken) == 1 else needle  # so that さくら finds 夜桜 too
-    reading = "".join(_folded(word.reading) for word in spoken)
-    kana_only = _KANJI.search(text) is not None  # 柿 is not every かき: only one that is written in kana
+    spellings, readings = _ways(text.strip(), needle)
+    as_kana = _KANJI.search(text) is not None  # 柿 is not every かき: only one that is written in kana
     index = _index()
     return tuple(
         pair
         for pair in pairs(tag=tag, split=split)
-        if needle in (entry := index[pair.ja]).text or dictionary in entry.text or entry.is_said(reading, kana_only=kana_only)
+        if any(one in index[pair.ja].text for one in spellings) or any(index[pair.ja].is_said(one, as_kana=as_kana) for one in readings)
     )
+
+
+def _ways(text: str, needle: str) -> tuple[set[str], set[str]]:
+    """Other spellings and the readings of what is searched for, as the dictionary and the lexicon know them."""
+    spoken, lexicon = words(text), load_lexicon()
+    known = lexicon.get(text)
+    spellings = {needle} | {_folded(word.lemma) for word in spoken[:1] if len(spoken) == 1}  # さくら finds 夜桜 too
+    spellings |= {_folded(entry.surface) for entry in lexicon if entry.reading == needle}
+    return spellings, {"".join(_folded(word.reading) for word in spoken)} | ({known.reading} if known else set())
 
 
 @dataclass(frozen=True)
@@ -158,12 +166,12 @@ class _Entry:
     text: str
     readings: tuple[tuple[str, bool], ...]
 
-    def is_said(self, reading: str, *, kana_only: bool) -> bool:
-        """Whether whole words that follow each other are read so."""
+    def is_said(self, reading: str, *, as_kana: bool) -> bool:
+        """Whether whole words that follow each other are read so, and with `as_kana` are written in kana."""
         for start in range(len(self.readings)):
             rest = reading
             for said, has_kanji in self.readings[start:]:
-                if not rest.startswith(said) or (kana_only and has_kanji):
+                if not rest.startswith(said) or (as_kana and has_kanji):
                     break
                 rest = rest[len(said) :]
                 if not rest:
