@@ -143,11 +143,7 @@ def search(text: str, *, tag: str | None = None, split: str | None = None) -> tu
     spellings, readings = _ways(text.strip(), needle)
     as_kana = _KANJI.search(text) is not None  # 柿 is not every かき: only one that is written in kana
     index = _index()
-    return tuple(
-        pair
-        for pair in pairs(tag=tag, split=split)
-        if any(one in index[pair.ja].text for one in spellings) or any(index[pair.ja].is_said(one, as_kana=as_kana) for one in readings)
-    )
+    return tuple(pair for pair in pairs(tag=tag, split=split) if index[pair.ja].has(spellings, readings, as_kana=as_kana))
 
 
 def _ways(text: str, needle: str) -> tuple[set[str], set[str]]:
@@ -156,7 +152,7 @@ def _ways(text: str, needle: str) -> tuple[set[str], set[str]]:
     known = lexicon.get(text)
     spellings = {needle} | {_folded(word.lemma) for word in spoken[:1] if len(spoken) == 1}  # さくら finds 夜桜 too
     spellings |= {_folded(entry.surface) for entry in lexicon if entry.reading == needle}
-    return spellings, {"".join(_folded(word.reading) for word in spoken)} | ({known.reading} if known else set())
+    return spellings - {""}, {"".join(_folded(word.reading) for word in spoken)} | ({known.reading} if known else set())
 
 
 @dataclass(frozen=True)
@@ -166,8 +162,11 @@ class _Entry:
     text: str
     readings: tuple[tuple[str, bool], ...]
 
-    def is_said(self, reading: str, *, as_kana: bool) -> bool:
-        """Whether whole words that follow each other are read so, and with `as_kana` are written in kana."""
+    def has(self, spellings: set[str], readings: set[str], *, as_kana: bool) -> bool:
+        """Whether one of the spellings is in the text, or whole words are read one of these ways (with `as_kana`: words written in kana)."""
+        return any(one in self.text for one in spellings) or any(self._is_said(one, as_kana=as_kana) for one in readings)
+
+    def _is_said(self, reading: str, *, as_kana: bool) -> bool:
         for start in range(len(self.readings)):
             rest = reading
             for said, has_kanji in self.readings[start:]:

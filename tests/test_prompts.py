@@ -130,6 +130,15 @@ def test_negative_presets() -> None:
         assert normalize("猫", negative=preset.negative).negative == preset.negative
 
 
+def test_the_card_counts_right() -> None:
+    card = (ROOM / "README.md").read_text(encoding="utf-8")
+    for name in ("pairs", "messy", "culture", "negatives", "styles", "mame_eval"):
+        rows = len((ROOM / f"{name}.tsv").read_text(encoding="utf-8").splitlines()) - 1
+        assert re.findall(rf"^\| `{name}\.tsv` \| (\d+) \|", card, re.MULTILINE) == [str(rows)] * 2
+    files = len(list((ROOM / "wildcards").glob("*.txt")))
+    assert re.findall(r"^\| `wildcards/` \| (\d+) ", card, re.MULTILINE) == [str(files)] * 2
+
+
 # ── what is given and found ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -186,6 +195,11 @@ def test_search_by_tag_and_half() -> None:
     assert {pair for pair in everywhere if "kana" in pair.tags} == set(kana) != set()
     assert set(prompts.search("猫", split="dev")) == {pair for pair in everywhere if pair.split == "dev"}
     assert prompts.search("そんなことばはどこにもない") == ()
+
+
+@pytest.mark.parametrize("text", ["-", "🐈‍⬛", "\ud800", "\x00", "、、", "x" * 10_000])
+def test_odd_searches_do_not_find_everything(text: str) -> None:
+    assert len(prompts.search(text)) < len(prompts.pairs()) / 5
 
 
 def test_unknown_names_are_told() -> None:
