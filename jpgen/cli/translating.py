@@ -21,7 +21,7 @@ def translate_command(text: str, model: str | None, normalize: bool, as_json: bo
     from jpgen.english import to_english, written_in_english
     from jpgen.errors import PromptError
 
-    lines = [line.strip() for line in (click.get_text_stream("stdin") if text == "-" else [text])]
+    lines = [line.strip() for line in (sys.stdin if text == "-" else [text])]
     lines = [line for line in lines if line]
     if not lines:
         raise PromptError("訳すプロンプトがありません / no prompt to translate: write one, or one a line on standard input")

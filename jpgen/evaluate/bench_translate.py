@@ -101,17 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit("--model wants a translator")
     glossed, gloss = Glossed(plain, terms), Gloss(terms)
     said, japanese, english = [row["words"] for row in prompts], [row["ja"] for row in prompts], [row["en"] for row in prompts]
-    print(f"{'':34}{'BLEU':>8}{'chrF':>8}{'recall':>8}")
+    print(f"{'':46}{'BLEU':>8}{'chrF':>8}{'recall':>8}")
     found = 0.0
-    for name, arm in ((f"{plain.name}, glossary", glossed), (f"{plain.name} alone", plain), ("the lexicon's glosses alone", gloss)):
+    for name, arm in ((f"{chosen.model}, glossary", glossed), (f"{chosen.model} alone", plain), ("the lexicon's glosses alone", gloss)):
         made = arm.translate(japanese)
         bleu, chrf = scores(made, english)
-        print(f"{len(prompts)} prompts: {name:22.22}{bleu:8.1f}{chrf:8.1f}{recall(made, said):8.3f}")
+        print(f"{f'{len(prompts)} prompts: {name}':46}{bleu:8.1f}{chrf:8.1f}{recall(made, said):8.3f}")
         if arm is glossed:
             found, shown = recall(made, said), made
-    for name, arm in ((f"{plain.name} alone", plain), ("the lexicon's glosses alone", gloss)):
+    for name, arm in ((f"{chosen.model} alone", plain), ("the lexicon's glosses alone", gloss)):
         bleu, chrf = scores(arm.translate([row["ja"] for row in tanaka]), [row["en"] for row in tanaka])
-        print(f"{len(tanaka)} sentences: {name:20.20}{bleu:8.1f}{chrf:8.1f}")
+        print(f"{f'{len(tanaka)} sentences: {name}':46}{bleu:8.1f}{chrf:8.1f}")
     for row, text in list(zip(prompts, shown, strict=True))[: chosen.show]:
         print(f"  {row['ja']} → {text}")
     took = milliseconds(glossed, japanese[:TIMED])
