@@ -58,7 +58,8 @@ def _there(word: str, text: str) -> bool:
 def scores(made: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
     """BLEU and chrF by sacrebleu (Post 2018, arXiv 1804.08771), 0–100, in small letters."""
     try:
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise MissingExtraError("sacrebleu が要ります / wants sacrebleu: pip install sacrebleu") from error
     lowered = [text.lower() for text in made]
