@@ -7,15 +7,11 @@ and a short training need not find the dictionary first.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
-from sentencepiece import SentencePieceProcessor
 from torch import Tensor
-
-from jpgen.train.parallel import Parallel
-
-CHUNKS = 4
-"""Chunks of pairs that are counted."""
 
 ROUNDS = 5
 OWN = 0.5
@@ -25,10 +21,9 @@ SCALE = 0.05
 """Standard deviation of the values."""
 
 
-def bilingual_embedding(pairs: Parallel, vocabulary: SentencePieceProcessor, width: int) -> Tensor:
-    """A start for the embedding, [pieces, width]."""
-    ja, en, group = _together(pairs, vocabulary)
-    size = len(vocabulary)
+def bilingual_embedding(pairs: Iterable[tuple[Sequence[int], Sequence[int]]], size: int, width: int) -> Tensor:
+    """A start for the embedding, [size, width], from the piece ids of both sides of many pairs."""
+    ja, en, group = _together(pairs)
     keys, which = np.unique(ja * size + en, return_inverse=True)
     source, target = keys // size, keys % size
     chance = np.ones(len(keys))
@@ -47,15 +42,12 @@ def bilingual_embedding(pairs: Parallel, vocabulary: SentencePieceProcessor, wid
     return torch.from_numpy(made * np.sqrt(width) * SCALE).float()
 
 
-def _together(pairs: Parallel, vocabulary: SentencePieceProcessor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _together(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every Japanese piece with every English one of the same pair, and which English token of which pair that is."""
     ja, en, group, tokens = [], [], [], 0
-    for number in range(CHUNKS):
-        texts = pairs.chunk(number)
-        sides = [[np.array(ids) for ids in vocabulary.encode([pair[side] for pair in texts])] for side in (0, 1)]
-        for one, other in zip(*sides, strict=True):
-            ja.append(np.tile(one, len(other)))
-            en.append(np.repeat(other, len(one)))
-            group.append(np.repeat(np.arange(len(other)), len(one)) + tokens)
-            tokens += len(other)
-    return np.concatenate(ja).astype(np.int64), np.concatenate(en).astype(np.int64), np.concatenate(group).astype(np.int64)
+    for one, other in pairs:
+        ja.append(np.tile(np.array(one, np.int64), len(other)))
+        en.append(np.repeat(np.array(other, np.int64), len(one)))
+        group.append(np.repeat(np.arange(len(other)), len(one)) + tokens)
+        tokens += len(other)
+    return np.concatenate(ja), np.concatenate(en), np.concatenate(group)

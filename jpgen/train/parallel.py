@@ -79,7 +79,7 @@ class Parallel:
         self._pairs, _ = tanaka(folder)
         self._stage = Stage([Drawing(concept.emoji, art, 0) for concept in concepts() for art in ("noto", "fluent")])
         self._words = _single_words()
-        self._known = {ja: en for word in (*_nouns(),) for ja, en in word}
+        self._known = dict(_nouns())
 
     def chunk(self, number: int) -> list[Pair]:
         """`CHUNK` pairs of all sources; the Tanaka pairs are gone through in turn, everything else is new."""
@@ -132,16 +132,16 @@ def sentences(data: Parallel, chunks: int) -> Iterator[str]:
             yield en.translate(gone)
 
 
-def _nouns() -> Iterator[Iterator[Pair]]:
+def _nouns() -> Iterator[Pair]:
     for concept in concepts():
-        yield ((ja, concept.en[0]) for ja in concept.ja)
+        yield from ((ja, concept.en[0]) for ja in concept.ja)
     for kind in ("person", "animal", "plant", "food", "thing"):
         for word in phrase_words()[kind]:
-            yield ((ja, word.en.lstrip("~")) for ja in word.ja)
+            yield from ((ja, word.en.lstrip("~")) for ja in word.ja)
 
 
 @cache
 def _single_words() -> list[Pair]:
     """Nouns alone, and expressions of the lexicon that are short in English (in longer texts they are markers)."""
-    made = [(ja, article(en)) for word in _nouns() for ja, en in word]
+    made = [(ja, article(en)) for ja, en in _nouns()]
     return made + [(entry.surface, entry.english) for entry in load_lexicon() if len(entry.english.split()) <= 4 and entry.kind != "homograph"]

@@ -36,7 +36,8 @@ WIDTH, ENCODER_LAYERS, DECODER_LAYERS, HEADS = 160, 3, 2, 4
 ENCODER_HIDDEN, DECODER_HIDDEN = 640, 320
 POSITIONS = 128
 PIECES = 7000
-VOCABULARY_CHUNKS = 8
+VOCABULARY_CHUNKS, ALIGNED_CHUNKS = 8, 4
+"""Chunks of pairs that the vocabulary is made of, and the start of the embedding."""
 
 TOKENS = 3000
 """Tokens of a batch, those of both languages."""
@@ -85,7 +86,7 @@ def train_translator(data: Path, out: Path, *, steps: int, decay: int = 0) -> No
     optimizers = new_optimizers(model)
     done = 0
     if not (out / "translator.pt").exists():
-        start = bilingual_embedding(pairs, vocabulary, WIDTH)
+        start = bilingual_embedding(encoded(pairs, vocabulary, ALIGNED_CHUNKS), len(vocabulary), WIDTH)
         model.model.shared.weight.data[: len(start)] = start
         average.load_state_dict(model.state_dict())
     if state := load_state(out / "translator.pt"):
@@ -114,6 +115,12 @@ def train_translator(data: Path, out: Path, *, steps: int, decay: int = 0) -> No
             save_state(out / "translator.pt", state)
             write_translator(average, out)
     write_translator(average, out)
+
+
+def encoded(pairs: Parallel, vocabulary: SentencePieceProcessor, chunks: int) -> Iterator[tuple[list[int], list[int]]]:
+    """The piece ids of both sides of the pairs in the first chunks."""
+    for number in range(chunks):
+        yield from zip(*(vocabulary.encode(list(texts)) for texts in zip(*pairs.chunk(number), strict=True)), strict=True)
 
 
 class Batches:
