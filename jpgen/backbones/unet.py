@@ -56,7 +56,7 @@ class UnetBackbone:
     takes = frozenset({"init", "mask", "controls", "tile"})
 
     def __init__(
-        self, name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, schedule: dict[str, Any], default: SamplingConfig, *,
+        self, name: str, unet: UNet2DConditionModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig, *,
         zeros_for_empty: bool = True, preview_vae: AutoencoderTiny | None = None,
     ) -> None:  # fmt: skip
         self.name = name

@@ -39,8 +39,8 @@ def state_loss(student: Conditioning, teacher: Conditioning, norms: Tensor) -> T
     """Mean squared difference of the states, each position in units of `norms`; raises IncompatibleError if their lengths differ."""
     if student.tokens.shape[1] != teacher.tokens.shape[1]:
         raise IncompatibleError(
-            f"状態の長さが違います（{student.tokens.shape[1]} と {teacher.tokens.shape[1]}） / the student gives {student.tokens.shape[1]} states, "
-            f"the teacher {teacher.tokens.shape[1]}: a loss of hidden states wants kind 'resampler' or 'mixer' with length = {teacher.tokens.shape[1]}"
+            f"状態の長さが違います / the student gives {student.tokens.shape[1]} states, the teacher {teacher.tokens.shape[1]}: a loss of hidden "
+            f"states wants kind 'resampler' or 'mixer' with length = {teacher.tokens.shape[1]}"
         )
     scale = norms[None, : teacher.tokens.shape[1], None]
     return mse_loss(student.tokens / scale, teacher.tokens / scale)
