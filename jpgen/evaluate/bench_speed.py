@@ -219,7 +219,7 @@ def _parts(name: str, ours: Pipeline, rounds: int) -> Compared:
     with torch.inference_mode():
         return compare(
             f"{name} 途中の絵 ÷ デコード / preview ÷ decode, 512²", lambda: backbone._preview.images(latents, config),
-            lambda: backbone._decode(latents), rounds=rounds, least=None,
+            lambda: backbone.decode(latents), rounds=rounds, least=None,
         )  # fmt: skip
 
 
