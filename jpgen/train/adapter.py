@@ -28,7 +28,7 @@ from jpgen.models import open_model
 from jpgen.protocols import AdaptableBackbone, TextEncoder
 from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.distillation import LossWeights, distilled, position_norms
-from jpgen.train.parallel import Pair, split
+from jpgen.train.pairs import Pair, split
 from jpgen.types import Conditioning
 
 if sys.version_info >= (3, 11):

@@ -15,7 +15,7 @@ from jpgen.errors import IncompatibleError, SettingError, TrainingDataError
 from jpgen.train import adapter
 from jpgen.train.adapter import FILE, Recipe, read_recipe, train_adapter
 from jpgen.train.distillation import LossWeights, position_norms, state_loss
-from jpgen.train.parallel import lexicon_pairs, read_pairs, split
+from jpgen.train.pairs import lexicon_pairs, read_pairs, split
 from jpgen.types import Conditioning
 
 COLORS = {"赤い": "red", "青い": "blue"}

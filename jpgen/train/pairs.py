@@ -23,6 +23,9 @@ from jpgen.train.sprites import load_sprites
 
 Pair = tuple[str, str]
 
+SCENES = range(80_000_000, 80_020_000)
+"""Seeds of the scenes whose captions are pairs."""
+
 HELD_OUT = 40
 """Every so many-th pair, by the hash of its Japanese, is for measuring alone."""
 
