@@ -34,18 +34,19 @@ def in_common_names(sources: Mapping[Model, Source], layout: str) -> tuple[dict[
     known = {model: replace(source, space=_space(source)) for model, source in sources.items()}
     first = next(iter(known.values()))
     spaces = {source.space for source in known.values()}
-    own = FOLDER if first.folder else first.space.layout if first.space else ""
-    alike = len({frozenset(source.tensors) for source in known.values()}) == 1 and not any(map(is_aside, first.tensors))
-    if alike and len(spaces) == 1 and layout in ("", own) and not (first.space and first.space.layout == SINGLE):
-        return known, Form(FOLDER if first.folder else NAMES)
-    if layout in ("", own) and (spaces == {None} or not first.space):
-        return known, Form(FOLDER if first.folder else NAMES)
+    own = FOLDER if first.folder else SINGLE if first.space and first.space.layout == SINGLE else ""
+    alike = len({frozenset(source.tensors) for source in known.values()}) == 1
+    as_they_are = known, Form(FOLDER if first.folder else NAMES)
+    if layout in ("", own):
+        in_diffusers = first.space is not None and first.space.layout == FOLDER and not any(map(is_aside, first.tensors))
+        if first.space is None or (alike and len(spaces) == 1 and in_diffusers):
+            return as_they_are
     try:
         renamed = {model: _renamed(source, label(model)) for model, source in known.items()}
     except WeightsError:
-        if not alike or layout not in ("", own):
-            raise
-        return known, Form(NAMES)
+        if alike and layout in ("", own):
+            return as_they_are
+        raise
     return renamed, _form(first, layout)
 
 

@@ -164,7 +164,6 @@ def test_transformers_alone(kind: str, prefix: str, tmp_path: Path) -> None:
     for name, tensor in one.items():
         assert torch.equal(got[name], tensor if name.removeprefix(prefix) in extra else torch.lerp(tensor, two[name], T)), name
     back = merge(Merge("lerp", (model(tmp_path / "fb"), model(a, component="transformer")), {"t": 1 - T}), tmp_path / "m")
-    assert data(back).keys() == data(tmp_path / "fb").keys() - {n for n in data(tmp_path / "fb") if "-of-" in n} | {f"transformer/{dit.WEIGHTS}"}
     again, wanted = load_file(back / "transformer" / dit.WEIGHTS), load_file(convert(made, tmp_path / "c") / "transformer" / dit.WEIGHTS)
     assert again.keys() == wanted.keys()
     for name in wanted:
