@@ -85,9 +85,10 @@ def merge_loras(
 ) -> int:
     """Write Σ wᵢ·ΔWᵢ of some files as one LoRA; returns how many modules it has, which are all of them.
 
-    With `allow_unmatched` keys of unknown kinds and modules that cannot be added up are left out, with a warning that names them. Without `rank` the sum is exact: the factors of each module stand side by side, ranks add up. With it, the best of that rank (truncated SVD).
-    `keys` "kohya" or "peft" (""; as the first file). Raises WeightsError for files of different families or shapes, and for kinds that are no sum of
-    factors: DoRA at any rank, LoHa, LoKr and whole deltas of matrices without a rank.
+    Without `rank` the sum is exact: the factors of each module stand side by side, ranks add up. With it, the best of that rank (truncated SVD).
+    `keys` "kohya" or "peft" (""; as the first file). With `allow_unmatched`, keys of unknown kinds and modules that cannot be added up are left out,
+    with a warning that names them. Raises WeightsError for files of different families or shapes, and for kinds that are no sum of factors: DoRA at
+    any rank, LoHa, LoKr and whole deltas of matrices without a rank.
 
         >>> merge_loras([(Path("a.safetensors"), 0.6), (Path("b.safetensors"), 0.4)], Path("ab.safetensors"))  # doctest: +SKIP
         788
