@@ -78,10 +78,10 @@ def write(
     headers = [file.header(metadata) for file in made.outputs]
     size = sum(map(len, headers)) + made.size
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    if made.folder:
-        require_companions(made, companions)
-        require_replaceable(output)
     try:
+        if made.folder:
+            require_companions(made, companions)
+            require_replaceable(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output.parent).free
         if size > free:

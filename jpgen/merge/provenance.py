@@ -132,14 +132,14 @@ def verify(path: Path, *, find: Find | None = None, folders: Sequence[Path] = ()
         recipe = parse_recipe(header.metadata[RECIPE_KEY])
     except RecipeError as error:
         raise WeightsError(f"{path}: {error}") from error
-    wanted = _table(header.metadata[INPUTS_KEY])
-    made = plan(recipe, lambda leaf: _search(leaf, wanted.get(_title(leaf, {}), []), find, [Path(), path.parent, *folders]))
+    wanted, beside = _table(header.metadata[INPUTS_KEY]), path.absolute().parent
+    made = plan(recipe, lambda leaf: _search(leaf, wanted.get(_title(leaf, {}), []), find, [Path(), beside, *folders]))
     if digests(made) != wanted:
         got = digests(made)
         other = ", ".join(name for name in wanted if got.get(name) != wanted[name])
         raise WeightsError(f"{path}: 入力が違います / {path}: these inputs are not those it was made of: {other}; give the folder of the right ones")
-    with tempfile.TemporaryDirectory(prefix=".jpgen-", dir=path.parent) as folder:
-        again = write(made, Path(folder) / path.name, header.metadata, threads=threads, companions=lambda _file, _folder: None)
+    with tempfile.TemporaryDirectory(prefix=".jpgen-", dir=beside) as folder:
+        again = write(made, Path(folder) / "again", header.metadata, threads=threads, companions=lambda _file, _folder: None)
         differing = _differing(path, again) if path.is_file() else _differing_in_folder(path, again)
     return Verified(path, len(made.files), len(made.tensors), differing)
 
