@@ -270,6 +270,36 @@ def test_an_old_folder_is_replaced_only_if_it_was_merged(tmp_path: Path, monkeyp
     assert {path.name for path in tmp_path.iterdir()} == names and (tmp_path / "taken" / "note.txt").read_text() == "mine"
 
 
+def small_models(folder: Path) -> tuple[Model, Model]:
+    """A single file, and a folder of its only component."""
+    generator = torch.Generator().manual_seed(0)
+    for name in "ab":
+        save_file({"first_stage_model.encoder.conv_in.weight": torch.randn(8, 3, 3, 3, generator=generator)}, folder / f"{name}.safetensors")
+    (folder / "fb" / "vae").mkdir(parents=True)
+    save_file({"encoder.conv_in.weight": load_file(folder / "b.safetensors").popitem()[1]}, folder / "fb" / "vae" / dit.WEIGHTS)
+    (folder / "fb" / "vae" / "config.json").write_text("{}")
+    return model(folder / "a.safetensors"), model(folder / "fb")
+
+
+def test_weights_and_code_of_a_folder_are_not_copied(tmp_path: Path) -> None:
+    a, b = small_models(tmp_path)
+    folder = tmp_path / "fb"
+    for name in ("scheduler/scheduler_config.json", "scheduler/run.py", "safety_checker/config.json", "vae/old.bin", "notes/mine.txt", "run.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    index = {"_class_name": ["own", "Own"], "_name_or_path": "/home/me", "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DDIM"],
+             "safety_checker": ["stable_diffusion", "Checker"], "requires_safety_checker": True}  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(index))
+    out = merge(Merge("lerp", (a, b), {"t": T}), tmp_path / "m")
+    wanted = {"model_index.json", f"vae/{dit.WEIGHTS}", "vae/config.json", "scheduler/scheduler_config.json"}
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == wanted
+    del index["_name_or_path"]
+    assert json.loads((out / "model_index.json").read_text()) == {**index, "safety_checker": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "UNet2DConditionModel"]}))
+    out = merge(Merge("lerp", (a, b), {"t": T}), tmp_path / "part")  # no whole model
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {f"vae/{dit.WEIGHTS}", "vae/config.json"}
+
+
 KILLED = """
 import sys, time
 import jpgen.merge.engine as engine
@@ -290,13 +320,7 @@ merge(lerp(model("a.safetensors"), model("fb"), t=0.6), "m")
                                  ("put_in_place", "after", True)],
 )  # fmt: skip
 def test_kill_leaves_the_old_folder_or_the_new_one(step: str, when: str, is_new: bool, tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for name in "ab":
-        save_file({"first_stage_model.encoder.conv_in.weight": torch.randn(8, 3, 3, 3, generator=generator)}, tmp_path / f"{name}.safetensors")
-    (tmp_path / "fb" / "vae").mkdir(parents=True)
-    save_file({"encoder.conv_in.weight": load_file(tmp_path / "b.safetensors").popitem()[1]}, tmp_path / "fb" / "vae" / dit.WEIGHTS)
-    (tmp_path / "fb" / "vae" / "config.json").write_text("{}")
-    a, b = model(tmp_path / "a.safetensors"), model(tmp_path / "fb")
+    a, b = small_models(tmp_path)
     old = data(merge(Merge("lerp", (a, b), {"t": T}), tmp_path / "m"))
     new = data(merge(Merge("lerp", (a, b), {"t": 0.6}), tmp_path / "new"))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
