@@ -80,7 +80,11 @@ def put_in_place(partial: Path, output: Path) -> None:
     if not _swapped(partial, output):
         old = partial.with_suffix(".old")
         os.rename(output, old)
-        os.rename(partial, output)
+        try:
+            os.rename(partial, output)
+        except OSError:
+            os.rename(old, output)
+            raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -113,7 +117,7 @@ def _copy(source: Path, folder: Path) -> None:
         name for name in COMPONENTS if (source / name / "config.json").is_file()
     }
     whole = needed <= set(here)
-    kept = [*here, *(name for name in BESIDE if whole and (source / name).is_dir())]
+    kept = [name for name in (*here, *(BESIDE if whole else ())) if (source / name).is_dir()]
     for name in kept:
         _copy_files(source / name, folder / name)
     if whole and index:
