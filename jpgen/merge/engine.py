@@ -49,7 +49,7 @@ def merge(
 
     `find` finds the files of an input (default: names are paths), `terms` are the licences of the models by their names, `companions` writes what a
     folder needs beside weights where no input is one. Arithmetic is in fp32, rounded once; a tensor comes out in the type it has in the first input
-    unless the recipe says otherwise. The bytes depend on the recipe and the inputs alone, whatever their layouts.
+    unless the recipe says otherwise. The bytes depend on the recipe and the inputs alone, the values not even on the layouts of the inputs.
 
     Raises RecipeError, WeightsError for inputs that are damaged, differ in names or shapes (naming them) or are not finite, SettingError for a folder
     that no configs are for, and OutputError for an output that is one of the inputs, for a disk that is full (before any work) or cannot be written.

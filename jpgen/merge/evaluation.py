@@ -59,16 +59,12 @@ Expression = Read | Apply | Adapt
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, and what adapters there are.
-
-    `component` ("": told by the name) and `also`, what files call it, are for the groups of parameters alone.
-    """
+    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, what adapters there are, and what files call it (`also`)."""
 
     name: str
     block: str = ""
     seed: int = 0
     shares: Shares = field(default_factory=dict, hash=False, compare=False)
-    component: str = ""
     also: tuple[str, ...] = ()
 
 
@@ -195,7 +191,7 @@ def _value(place: str, node: Merge, name: str, target: Target, count: int) -> An
     parameter = find_method(node.method).parameters[name]
     given: Param | None = node.params.get(name)
     if isinstance(given, Mapping):
-        given = chosen(given, target.name, target.component or component_of(target.name), target.block, target.also)
+        given = chosen(given, target.name, component_of(target.name), target.block, target.also)
     if given is None:
         given = parameter.default
     if given is None:

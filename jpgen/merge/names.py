@@ -28,8 +28,8 @@ class Form:
 def in_common_names(sources: Mapping[Model, Source], layout: str) -> tuple[dict[Model, Source], Form]:
     """The inputs with their tensors by names that are the same for the same tensor, and how the result lies (`layout` "": as the first input).
 
-    Models that are all named alike in diffusers' way, or in none that is known, keep their names. Raises WeightsError for keys that are unknown where
-    layouts differ or another is wanted.
+    Folders that are all named alike, and models that are named in no way that is known, keep their names. Raises WeightsError for keys that are
+    unknown where layouts differ or another is wanted.
     """
     known = {model: replace(source, space=_space(source)) for model, source in sources.items()}
     first = next(iter(known.values()))
@@ -38,8 +38,8 @@ def in_common_names(sources: Mapping[Model, Source], layout: str) -> tuple[dict[
     alike = len({frozenset(source.tensors) for source in known.values()}) == 1
     as_they_are = known, Form(FOLDER if first.folder else NAMES)
     if layout in ("", own):
-        in_diffusers = first.space is not None and first.space.layout == FOLDER and not any(map(is_aside, first.tensors))
-        if first.space is None or (alike and len(spaces) == 1 and in_diffusers):
+        common_already = first.space == KeySpace(FOLDER, "") and not any(map(is_aside, first.tensors))
+        if first.space is None or (alike and len(spaces) == 1 and common_already):
             return as_they_are
     try:
         renamed = {model: _renamed(source, label(model)) for model, source in known.items()}

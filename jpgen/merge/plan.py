@@ -11,7 +11,7 @@ from jpgen.errors import SettingError
 from jpgen.lora import Adapter
 from jpgen.merge.evaluation import TILE, Expression, Read, Shares, Target, by_chance, expression, in_tiles, models_of
 from jpgen.merge.groups import block_namer
-from jpgen.merge.names import FOLDER, NAMES, SINGLE, in_common_names, is_aside, require_alike
+from jpgen.merge.names import FOLDER, SINGLE, in_common_names, is_aside, require_alike
 from jpgen.merge.outputs import File, Seat, laid_out
 from jpgen.merge.recipe import Lora, Model, Recipe, require_fixed, require_valid
 from jpgen.merge.sources import TYPES, Find, Place, Source, find_files, open_adapter, open_source, shares_of
@@ -116,7 +116,7 @@ def plan(recipe: Recipe, find: Find | None = None, *, output: Path | None = None
     stored = {name: Stored(wanted if wanted and one.dtype in TYPES else one.dtype, one.shape) for name, one in headers.items()}
     outputs, seats = laid_out(stored, form)
     tensors = {name: stored[name] for name in sorted(seats, key=lambda name: (seats[name].file, seats[name].begin))}
-    parts = _Parts(recipe, sources, seats, block_namer(list(tensors)), shares, plain=form.kind == NAMES)
+    parts = _Parts(recipe, sources, seats, block_namer(list(tensors)), shares)
     return Plan(recipe, sources, adapters, outputs, tuple(_pieces(_runs(tensors, parts))), shares)
 
 
@@ -140,7 +140,6 @@ class _Parts:
     seats: Mapping[str, Seat]
     block: Callable[[str], str]
     shares: Shares
-    plain: bool
 
 
 def _runs(tensors: Mapping[str, Stored], parts: _Parts) -> Iterator[Job]:
@@ -164,9 +163,7 @@ def _job(parts: _Parts, name: str, stored: Stored) -> Job:
     sources, seat = parts.sources, parts.seats[name]
     first = next(iter(sources))
     spelt = dict.fromkeys((*(source.tensors[name].name for source in sources.values() if name in source.tensors), seat.name))
-    space = sources[first].space
-    component = space.family if parts.plain and space and space.layout != SINGLE else ""
-    target = Target(name, parts.block(name), parts.recipe.seed, parts.shares, component, tuple(one for one in spelt if one != name))
+    target = Target(name, parts.block(name), parts.recipe.seed, parts.shares, tuple(one for one in spelt if one != name))
     made: Expression = Read(first)
     if is_aside(name):
         places: tuple[Place, ...] = (sources[first].tensors[name],)

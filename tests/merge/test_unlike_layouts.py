@@ -188,6 +188,21 @@ def test_a_part_of_a_whole_file_merges_with_a_file_of_it(tmp_path: Path) -> None
     assert {str(path.relative_to(out)) for path in out.rglob("*.*")} == {f"unet/{dit.WEIGHTS}", "unet/config.json"}
 
 
+def test_chance_is_the_same_for_a_bare_file_and_a_folder(tmp_path: Path) -> None:
+    name = "down_blocks.0.resnets.0.conv1.weight"
+    for seed, model_name in enumerate("ab"):
+        tensors = {name: torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(seed))}
+        save_file(tensors, tmp_path / f"{model_name}.safetensors")
+        (tmp_path / model_name / "unet").mkdir(parents=True)
+        save_file(tensors, tmp_path / model_name / "unet" / dit.WEIGHTS)
+    made = []
+    for ending, out in ((".safetensors", "m.safetensors"), ("", "m")):
+        nodes = Merge("dare", (model(tmp_path / f"a{ending}"), model(tmp_path / f"b{ending}")), {"density": 0.5})
+        merge(nodes, tmp_path / out, seed=9)
+        made.append(load_file(tmp_path / out if ending else tmp_path / out / "unet" / dit.WEIGHTS))
+    assert made[0].keys() == made[1].keys() == {name} and torch.equal(made[0][name], made[1][name])
+
+
 # ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
