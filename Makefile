@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint bench-mame bench-merge bench-speed bench-prompt wheel clean
+.PHONY: setup run test test-notebooks lint bench-mame bench-merge bench-speed bench-prompt wheel clean
 
 setup: .venv/.ready
 
@@ -17,11 +17,15 @@ run: setup
 	@echo "できました / your picture: $(CURDIR)/out/ship.png"
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not network and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not network and not gpu and not notebooks"
+	$(MAKE) test-notebooks
+
+test-notebooks: setup
+	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py
 
 lint: setup
 	$(BIN)/ruff check .
-	$(BIN)/mypy jpgen
+	$(BIN)/mypy jpgen demo
 	$(BIN)/lint-imports
 
 bench-mame bench-merge bench-speed bench-prompt: setup

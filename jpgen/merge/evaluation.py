@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,13 @@ Expression = Read | Apply | Adapt
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, and what adapters there are."""
+    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, what adapters there are, and what files call it (`also`)."""
 
     name: str
     block: str = ""
     seed: int = 0
     shares: Shares = field(default_factory=dict, hash=False, compare=False)
+    also: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -161,7 +162,7 @@ def _adapted(made: Adapt, target: Target, read: Callable[[Model, str], Tensor]) 
         elif len(share.targets) == 1:
             delta = share.change.delta(base)
         else:
-            others = [Target(name, target.block, target.seed, target.shares) for name in share.targets]
+            others = [replace(target, name=name, also=()) for name in share.targets]
             delta = share.change.delta(torch.cat([compute(expression(made.node, one, made.place), one, read) for one in others]))
         total.add_(delta[share.start : share.end].reshape(total.shape), alpha=scale)
     return total
@@ -190,7 +191,7 @@ def _value(place: str, node: Merge, name: str, target: Target, count: int) -> An
     parameter = find_method(node.method).parameters[name]
     given: Param | None = node.params.get(name)
     if isinstance(given, Mapping):
-        given = chosen(given, target.name, component_of(target.name), target.block)
+        given = chosen(given, target.name, component_of(target.name), target.block, target.also)
     if given is None:
         given = parameter.default
     if given is None:
