@@ -1,8 +1,11 @@
 """`make bench-speed`: jpgen beside plain diffusers on the same weights, in turns, as ratios; every row fails if the pictures are not the same.
 
-Legs: `small` (mame, and a fifth of SDXL's width), `load` (opening what `full` opens, and importing), `full` (SDXL's own width; some minutes and
-7 GB of disk for random weights in --folder the first time). One thread and CPU seconds unless --threads says otherwise. Random weights say nothing
-of quality; one thread hides how threads scale; memory does not hold the whole SDXL twice, so its rival runs on the same U-Net.
+Legs: `small` (mame, and a fifth of SDXL's width), `load` (opening a model, and importing), `wide` (SDXL's width, shallow: beside OpenVINO), `full`
+(SDXL itself, warmed up by one small picture), `cpp` (beside stable-diffusion.cpp, an engine at a time in a process of its own). `load` and
+`cpp` take the model of `full` where that is asked for too. The random weights of the last three are written into --folder once, in the number type of
+this machine: some minutes and 7 GB in bf16, 14 in fp32 for `full`, half of it for `wide`, and `cpp` as much again. Ratios are of CPU seconds, of one
+thread unless --threads says otherwise (threads that wait for one another may count). Random weights say nothing of quality; memory does not hold the
+whole SDXL twice, so plain diffusers runs on the same U-Net.
 """
 
 from __future__ import annotations
@@ -22,18 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from jpgen.backbones import load_backbone
 from jpgen.backbones.lean import lean
-from jpgen.catalog import Entry, find_model
+from jpgen.catalog import find_model
 from jpgen.compute import best_dtype
 from jpgen.encoders.remembered import Remembered
-from jpgen.evaluate.bench_models import written
+from jpgen.evaluate.bench_models import joined, opened, written
 from jpgen.evaluate.counting import counted
 from jpgen.evaluate.rivals import DIFFUSERS_TOKENS, PixArtStep, Plain, SdxlStep, absent, openvino_forward
-from jpgen.evaluate.timing import PSNR, Compared, UnlikeError, compare, probe
+from jpgen.evaluate.timing import PSNR, Compared, UnlikeError, compare, nearness, probe
 from jpgen.models import recognise
 from jpgen.pipeline import Pipeline
-from jpgen.types import ModelInfo, SamplingConfig
+from jpgen.types import SamplingConfig
 
 PROMPT = "夕焼けの海に浮かぶ赤い船"
 ENGINE = "from diffusers import PixArtSigmaPipeline, StableDiffusionXLPipeline"
@@ -43,7 +45,6 @@ SEEDS = {1: (1,), 4: (1, 2, 3, 4)}
 LOAD = """
 import json, sys, torch
 from pathlib import Path
-from jpgen.backbones import load_backbone
 from jpgen.evaluate.timing import cpu_seconds
 from jpgen.models import recognise
 def anonymous():
@@ -67,11 +68,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     legs = options.leg or ["small", "load"]
-    if "full" in legs and options.folder is None:
-        parser.error("--folder がありません / the full leg wants --folder, a place for 7 GB")
+    if not {"small", "load"}.issuperset(legs) and options.folder is None:
+        parser.error("--folder がありません / the legs wide, full and cpp want --folder, a place for 7 GB and more")
     torch.set_num_threads(options.threads)
     print(probe())
-    print(f"dtype: {best_dtype()}; " + "".join(f"{name}: 入っていない / not installed; " for name in absent()) + f"{options.rounds} rounds")
+    missing = "".join(f"{name}: 入っていない / not installed; " for name in absent())
+    print(f"dtype: {best_dtype()}; {missing}{options.rounds} rounds, {options.steps} guided steps")
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         for leg in legs:
@@ -112,30 +114,49 @@ def _small(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], C
     yield lambda: _repeated(ours, options.rounds)
     yield lambda: _openvino(ours, options.rounds)
     yield lambda: _counts(ours)
-    narrow = recognise(written(folder, "small", dtype))
-    sdxl = _opened(narrow)
-    rival = Plain.opened(narrow, _encoder(sdxl), dtype)
+    place = written(folder, "small", dtype)
+    sdxl = opened(place)
+    rival = Plain.opened(recognise(place), _encoder(sdxl), dtype)
     yield from _of_sdxl(sdxl, rival, options, "SDXL 1/5")
 
 
+def _wide(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
+    sdxl = opened(written(folder, "wide", best_dtype()))
+    yield lambda: _openvino_sdxl("SDXL の幅 / at SDXL's width,", sdxl, options.rounds)
+
+
 def _full(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
-    sdxl = _opened(recognise(written(folder, "full", torch.bfloat16)))
-    yield from _of_sdxl(sdxl, Plain.beside(sdxl.backbone, _encoder(sdxl)), options, FULL)
+    sdxl = opened(written(folder, "full", best_dtype()))
+    plain = Plain.beside(sdxl.backbone, _encoder(sdxl))
+    once = SamplingConfig(256, 256, 1, 0.0, "euler_trailing")
+    _drawn(FULL, sdxl, plain, once, 1, same=False, warm=0)  # touches every weight
+    yield from _of_sdxl(sdxl, plain, options, FULL)
+
+
+def _cpp(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
+    shape = "full" if "full" in options.leg else "wide"
+    place = written(folder, shape, best_dtype())
+    yield lambda: _beside_cpp("SDXL" if shape == "full" else "SDXL の幅 / at SDXL's width,", place, options)
 
 
 def _of_sdxl(ours: Pipeline, plain: Plain, options: argparse.Namespace, name: str) -> Iterator[Callable[[], Compared | str]]:
     few = SamplingConfig(512, 512, 4, 0.0, "euler_trailing")
     guided = SamplingConfig(512, 512, options.steps, 5.0, "dpm++2m")
-    rounds = options.rounds
-    yield lambda: _drawn(f"{name} 512², 4 steps, no guidance", ours, plain, few, rounds)
-    yield lambda: _drawn(f"{name} 256², 4 steps, no guidance", ours, plain, replace(few, width=256, height=256), rounds)
-    yield lambda: _drawn(f"{name} 512², {options.steps} steps, guidance 5", ours, plain, guided, rounds)
     half = replace(guided, guidance_start=0.2, guidance_stop=0.7)
-    yield lambda: _drawn(f"{name} 〃, 区間 / guidance interval 0.2:0.7（別の絵 / another picture）", ours, plain, half, rounds, same=False)
-    yield lambda: _drawn(f"{name} 〃, deepcache（別の絵 / another picture）", ours, plain, replace(guided, cache="deepcache"), rounds, same=False)
-    yield lambda: _parts(name, ours, rounds)
+    rows: tuple[tuple[str, SamplingConfig, bool], ...] = (
+        ("512², 4 steps, no guidance", few, True),
+        (f"512², {options.steps} steps, guidance 5", guided, True),
+        ("〃, 区間 / guidance interval 0.2:0.7（別の絵 / another picture）", half, False),
+        ("256², 4 steps, no guidance", replace(few, width=256, height=256), True),
+        (f"512², {options.steps} steps, deepcache（別の絵 / another picture）", replace(guided, cache="deepcache"), False),
+    )
+    warm = 1 if name != FULL else 0
+    for told, config, same in rows:
+        yield partial(_drawn, f"{name} {told}", ours, plain, config, options.rounds, same=same, warm=warm)
+    yield lambda: _decoded(name, ours, plain, options.rounds)
+    yield lambda: _parts(name, ours, options.rounds)
     if name != FULL:  # OpenVINO would hold the whole of it twice more
-        yield lambda: _openvino_sdxl(name, ours, rounds)
+        yield lambda: _openvino_sdxl(name, ours, options.rounds)
 
 
 def _load(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
@@ -147,13 +168,17 @@ def _load(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Co
     yield _cold
 
 
-LEGS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Callable[[], Compared | str]]]] = {"small": _small, "full": _full, "load": _load}
+LEGS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Callable[[], Compared | str]]]] = {
+    "small": _small, "load": _load, "wide": _wide, "full": _full, "cpp": _cpp,
+}  # fmt: skip
 
 
 # ── rows ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _drawn(name: str, ours: Pipeline, plain: Plain, config: SamplingConfig, rounds: int, *, count: int = 1, same: bool = True) -> Compared:
+def _drawn(
+    name: str, ours: Pipeline, plain: Plain, config: SamplingConfig, rounds: int, *, count: int = 1, same: bool = True, warm: int = 1
+) -> Compared:
     """Whole pictures, each arm encoding its prompt; the rival guides on every step."""
     together = Pipeline.from_parts(ours.encoder, ours.backbone, ours.info, batch_size=count)
 
@@ -165,7 +190,8 @@ def _drawn(name: str, ours: Pipeline, plain: Plain, config: SamplingConfig, roun
     backbone: Any = ours.backbone
     denoiser = backbone._pipeline.components.get("unet") or backbone._pipeline.transformer
     usual = replace(config, guidance_start=0.0, guidance_stop=1.0, cache="none")
-    return compare(name, draw, lambda: plain.draw(PROMPT, SEEDS[count], usual), rounds=rounds, least=PSNR[denoiser.dtype] if same else None)
+    least = PSNR[denoiser.dtype] if same else None
+    return compare(name, draw, lambda: plain.draw(PROMPT, SEEDS[count], usual), rounds=rounds, least=least, warm=warm)
 
 
 def _repeated(ours: Pipeline, rounds: int) -> Compared:
@@ -211,6 +237,43 @@ def _beside_openvino(name: str, step: torch.nn.Module, inputs: Sequence[torch.Te
         return compare(name, lambda: np.asarray(step(*given).float()), rival, rounds=rounds, least=PSNR[dtype])
 
 
+def _beside_cpp(name: str, place: Path, options: argparse.Namespace) -> str:
+    """Whole pictures and their steps beside stable-diffusion.cpp in fp16: processes in turns, each opening the model before the clock runs."""
+    if "stable-diffusion.cpp" in absent():
+        return f"     -  {name} ÷ stable-diffusion.cpp: 入っていない / not installed (pip install 'jpgen[bench]')"
+    joined(place)
+    found: dict[str, list[Any]] = {"jpgen": [], "cpp": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures = {engine: Path(scratch) / f"{engine}.npy" for engine in found}
+        for _ in range(options.rounds):
+            for engine, runs in found.items():
+                given = ("--side", "512", "--steps", "3", "--threads", str(options.threads))
+                runs.append(json.loads(_run("-m", "jpgen.evaluate.bench_steps", engine, str(place), str(pictures[engine]), *given)))
+        psnr = nearness(*(np.load(picture) for picture in pictures.values()))
+    if psnr < PSNR[torch.float16]:
+        raise UnlikeError(f"{name}: 絵が違います / the pictures differ: {psnr:.1f} dB, wanted {PSNR[torch.float16]:.0f}")
+    rows = {"whole": f"{name} 512², 3 steps, no guidance ÷ stable-diffusion.cpp fp16", "step": "〃, 一歩 / a step of it"}
+    return "\n".join(str(_taken(told, key, list(found.values()), psnr)) for key, told in rows.items())
+
+
+def _taken(name: str, key: str, arms: Sequence[Sequence[Any]], psnr: float) -> Compared:
+    """The row of what the processes tell under this key."""
+    cpu, clock = ([tuple(run[key][kind] for run in runs) for runs in arms] for kind in (0, 1))
+    return Compared(name, *cpu, psnr, tuple(clock))
+
+
+def _decoded(name: str, ours: Pipeline, plain: Plain, rounds: int) -> Compared:
+    """The autoencoder's part of a picture."""
+    backbone: Any = ours.backbone
+    latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def decode() -> np.ndarray:
+        return np.stack([np.asarray(one) for one in backbone._decode(latents)])
+
+    return compare(f"{name} デコード / decode, 512²", decode, lambda: plain.decode(latents), rounds=rounds, least=PSNR[backbone._pipeline.vae.dtype])
+
+
 def _parts(name: str, ours: Pipeline, rounds: int) -> Compared:
     """A preview beside a whole decode, after the first one has fitted its matrix."""
     backbone: Any = ours.backbone
@@ -251,14 +314,6 @@ def _cold() -> Compared:
             "起動から一枚 ÷ diffusers の import だけ / cold `jpgen generate` ÷ importing diffusers",
             lambda: _run("-m", "jpgen.cli", "generate", PROMPT, "-o", picture), lambda: _run("-c", ENGINE), rounds=3, least=None,
         )  # fmt: skip
-
-
-def _opened(entry: Entry) -> Pipeline:
-    """The pipeline of a random model in the number type of this machine; its weights are not hashed, for they are large."""
-    from jpgen.encoders import load_encoder
-
-    info = ModelInfo(entry.name, entry.revision, entry.license, "0" * 10)
-    return Pipeline.from_parts(load_encoder(entry.encoder, entry.place), load_backbone(entry), info)
 
 
 def _encoder(pipeline: Pipeline) -> Any:
