@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="乱数の重みの置き場（full に要る） / where random weights are kept: full wants one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=25, help="full のガイダンスつきのステップ数。比は変わらない / guided steps of full")
+    parser.add_argument("--side", type=int, default=512, help="wide、full、cpp の絵の一辺 / side of the pictures of wide, full and cpp")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     legs = options.leg or ["small", "load"]
@@ -122,7 +123,7 @@ def _small(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], C
 
 def _wide(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
     sdxl = opened(written(folder, "wide", best_dtype()))
-    yield lambda: _openvino_sdxl("SDXL の幅 / at SDXL's width,", sdxl, options.rounds)
+    yield lambda: _openvino_sdxl("SDXL の幅 / at SDXL's width,", sdxl, options.side, options.rounds)
 
 
 def _full(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
@@ -140,23 +141,24 @@ def _cpp(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Com
 
 
 def _of_sdxl(ours: Pipeline, plain: Plain, options: argparse.Namespace, name: str) -> Iterator[Callable[[], Compared | str]]:
-    few = SamplingConfig(512, 512, 4, 0.0, "euler_trailing")
-    guided = SamplingConfig(512, 512, options.steps, 5.0, "dpm++2m")
+    side = options.side if name == FULL else 512
+    few = SamplingConfig(side, side, 4, 0.0, "euler_trailing")
+    guided = replace(few, steps=options.steps, guidance_scale=5.0, scheduler="dpm++2m")
     half = replace(guided, guidance_start=0.2, guidance_stop=0.7)
     rows: tuple[tuple[str, SamplingConfig, bool], ...] = (
-        ("512², 4 steps, no guidance", few, True),
-        (f"512², {options.steps} steps, guidance 5", guided, True),
+        (f"{side}², 4 steps, no guidance", few, True),
+        (f"{side}², {options.steps} steps, guidance 5", guided, True),
         ("〃, 区間 / guidance interval 0.2:0.7（別の絵 / another picture）", half, False),
-        ("256², 4 steps, no guidance", replace(few, width=256, height=256), True),
-        (f"512², {options.steps} steps, deepcache（別の絵 / another picture）", replace(guided, cache="deepcache"), False),
+        ("〃, deepcache（別の絵 / another picture）", replace(guided, cache="deepcache"), False),
+        (f"{side // 2}², 4 steps, no guidance", replace(few, width=side // 2, height=side // 2), True),
     )
     warm = 1 if name != FULL else 0
     for told, config, same in rows:
         yield partial(_drawn, f"{name} {told}", ours, plain, config, options.rounds, same=same, warm=warm)
-    yield lambda: _decoded(name, ours, plain, options.rounds)
-    yield lambda: _parts(name, ours, options.rounds)
+    yield lambda: _decoded(name, ours, plain, side, options.rounds)
+    yield lambda: _parts(name, ours, side, options.rounds)
     if name != FULL:  # OpenVINO would hold the whole of it twice more
-        yield lambda: _openvino_sdxl(name, ours, options.rounds)
+        yield lambda: _openvino_sdxl(name, ours, side, options.rounds)
 
 
 def _load(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[], Compared | str]]:
@@ -217,14 +219,15 @@ def _openvino(ours: Pipeline, rounds: int) -> Compared | str:
         return _beside_openvino("mame の transformer ÷ OpenVINO", PixArtStep(transformer), inputs, transformer.dtype, 4 * rounds)
 
 
-def _openvino_sdxl(name: str, ours: Pipeline, rounds: int) -> Compared | str:
+def _openvino_sdxl(name: str, ours: Pipeline, side: int, rounds: int) -> Compared | str:
     backbone: Any = ours.backbone
     unet, spec = backbone._pipeline.unet, backbone.spec
     generator = torch.Generator().manual_seed(0)
-    shapes = ((1, 4, 64, 64), (1, 77, spec.width), (1, spec.pooled_width))
-    inputs = (*(torch.randn(shape, generator=generator) for shape in shapes), torch.tensor([[512.0, 512, 0, 0, 512, 512]]), torch.tensor(500))
+    shapes = ((1, 4, side // 8, side // 8), (1, 77, spec.width), (1, spec.pooled_width))
+    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
+    inputs = (*(torch.randn(shape, generator=generator) for shape in shapes), sizes, torch.tensor(500))
     with backbone._packing.over(unet):
-        return _beside_openvino(f"{name} U-Net 512² ÷ OpenVINO", SdxlStep(unet), inputs, unet.dtype, rounds)
+        return _beside_openvino(f"{name} U-Net {side}² ÷ OpenVINO", SdxlStep(unet), inputs, unet.dtype, rounds)
 
 
 def _beside_openvino(name: str, step: torch.nn.Module, inputs: Sequence[torch.Tensor], dtype: torch.dtype, rounds: int) -> Compared | str:
@@ -247,12 +250,12 @@ def _beside_cpp(name: str, place: Path, options: argparse.Namespace) -> str:
         pictures = {engine: Path(scratch) / f"{engine}.npy" for engine in found}
         for _ in range(options.rounds):
             for engine, runs in found.items():
-                given = ("--side", "512", "--steps", "3", "--threads", str(options.threads))
+                given = ("--side", str(options.side), "--steps", "3", "--threads", str(options.threads))
                 runs.append(json.loads(_run("-m", "jpgen.evaluate.bench_steps", engine, str(place), str(pictures[engine]), *given)))
         psnr = nearness(*(np.load(picture) for picture in pictures.values()))
     if psnr < PSNR[torch.float16]:
         raise UnlikeError(f"{name}: 絵が違います / the pictures differ: {psnr:.1f} dB, wanted {PSNR[torch.float16]:.0f}")
-    rows = {"whole": f"{name} 512², 3 steps, no guidance ÷ stable-diffusion.cpp fp16", "step": "〃, 一歩 / a step of it"}
+    rows = {"whole": f"{name} {options.side}², 3 steps, no guidance ÷ stable-diffusion.cpp fp16", "step": "〃, 一歩 / a step of it"}
     return "\n".join(str(_taken(told, key, list(found.values()), psnr)) for key, told in rows.items())
 
 
@@ -262,26 +265,27 @@ def _taken(name: str, key: str, arms: Sequence[Sequence[Any]], psnr: float) -> C
     return Compared(name, *cpu, psnr, tuple(clock))
 
 
-def _decoded(name: str, ours: Pipeline, plain: Plain, rounds: int) -> Compared:
+def _decoded(name: str, ours: Pipeline, plain: Plain, side: int, rounds: int) -> Compared:
     """The autoencoder's part of a picture."""
     backbone: Any = ours.backbone
-    latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
     def decode() -> np.ndarray:
         return np.stack([np.asarray(one) for one in backbone._decode(latents)])
 
-    return compare(f"{name} デコード / decode, 512²", decode, lambda: plain.decode(latents), rounds=rounds, least=PSNR[backbone._pipeline.vae.dtype])
+    least = PSNR[backbone._pipeline.vae.dtype]
+    return compare(f"{name} デコード / decode, {side}²", decode, lambda: plain.decode(latents), rounds=rounds, least=least)
 
 
-def _parts(name: str, ours: Pipeline, rounds: int) -> Compared:
+def _parts(name: str, ours: Pipeline, side: int, rounds: int) -> Compared:
     """A preview beside a whole decode, after the first one has fitted its matrix."""
     backbone: Any = ours.backbone
-    latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-    config = SamplingConfig(512, 512, 1, 1.0)
+    latents = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
+    config = SamplingConfig(side, side, 1, 1.0)
     with torch.inference_mode():
         return compare(
-            f"{name} 途中の絵 ÷ デコード / preview ÷ decode, 512²", lambda: backbone._preview.images(latents, config),
+            f"{name} 途中の絵 ÷ デコード / preview ÷ decode, {side}²", lambda: backbone._preview.images(latents, config),
             lambda: backbone._decode(latents), rounds=rounds, least=None,
         )  # fmt: skip
 
