@@ -32,7 +32,7 @@ def turns(monkeypatch: pytest.MonkeyPatch, *, apart: int) -> list[str]:
 
 def test_engines_take_turns_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = turns(monkeypatch, apart=1)
-    told = bench_speed._beside_cpp("SDXL", Path("place"), argparse.Namespace(rounds=2, side=64, threads=1))
+    told = bench_speed._beside_cpp("SDXL 64²", place=Path("place"), options=argparse.Namespace(rounds=2, side=64, threads=1))
     whole, step = told.splitlines()
     assert engines == ["jpgen", "cpp"] * 2
     assert "0.62 (0.50–0.75)" in whole and "64²" in whole and "0.25 (0.25–0.25)" in step and "clock 2.00 ÷ 2.00 s" in step
@@ -41,12 +41,21 @@ def test_engines_take_turns_in_processes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_engines_that_draw_unlike_pictures_have_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     turns(monkeypatch, apart=55)
     with pytest.raises(UnlikeError):
-        bench_speed._beside_cpp("SDXL", Path("place"), argparse.Namespace(rounds=1, side=64, threads=1))
+        bench_speed._beside_cpp("SDXL 64²", place=Path("place"), options=argparse.Namespace(rounds=1, side=64, threads=1))
+
+
+def test_only_rows_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    def unlike(name: str) -> str:
+        raise UnlikeError(name)
+
+    rows = [("a decode", str), ("a step", str), ("b step", unlike)]
+    assert bench_speed._print(rows, "step") == 1
+    assert capsys.readouterr().out.split() == ["a", "step", "FAIL", "b", "step"]
 
 
 def test_without_the_rival_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_speed, "absent", lambda: ["stable-diffusion.cpp"])
-    assert "not installed" in bench_speed._beside_cpp("SDXL", Path("place"), argparse.Namespace(rounds=1, side=64, threads=1))
+    assert "not installed" in bench_speed._beside_cpp("SDXL 64²", place=Path("place"), options=argparse.Namespace(rounds=1, side=64, threads=1))
 
 
 def test_a_picture_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
