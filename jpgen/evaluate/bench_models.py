@@ -89,7 +89,7 @@ def joined(place: Path) -> Path:
     """One file beside this folder that holds its tensors under the names that stable-diffusion.cpp knows SDXL by; written once."""
     file = place.with_name(f"{place.name}.safetensors")
     if not file.is_file():
-        state = {}
+        state: dict[str, torch.Tensor] = {}
         for part, prefix in PREFIXES.items():
             for source in sorted((place / part).glob("*.safetensors")):
                 state |= {f"{prefix}{_whole(name, prefix)}": tensor for name, tensor in load_file(source).items()}

@@ -111,9 +111,9 @@ def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object],
                 raise UnlikeError(f"{name}: 絵が違います / the pictures differ: {psnr:.1f} dB, wanted {least:.0f}")
         if turn >= warm:
             runs.append(pair)
-    arms = list(zip(*runs, strict=True))
-    cpu, clock = ([tuple(getattr(run, kind) for run in arm) for arm in arms] for kind in ("cpu", "clock"))
-    return Compared(name, *cpu, psnr, tuple(clock))
+    mine, rivals = zip(*runs, strict=True)
+    clock = tuple(tuple(run.clock for run in arm) for arm in (mine, rivals))
+    return Compared(name, tuple(run.cpu for run in mine), tuple(run.cpu for run in rivals), psnr, clock)
 
 
 def nearness(one: object, other: object) -> float:
