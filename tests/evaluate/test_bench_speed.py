@@ -3,19 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from jpgen.backbones import pixart
 from jpgen.evaluate import bench_models, bench_speed, bench_steps
-from jpgen.evaluate.timing import Compared, UnlikeError
-from jpgen.pipeline import Pipeline
+from jpgen.evaluate.timing import UnlikeError
 from jpgen.types import SamplingConfig
 
 
@@ -56,26 +51,6 @@ def test_only_rows_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [("a decode", str), ("a step", str), ("b step", unlike)]
     assert bench_speed._print(rows, "step") == 1
     assert capsys.readouterr().out.split() == ["a", "step", "FAIL", "b", "step"]
-
-
-def test_openvino_converts_the_stock_model_and_jpgen_runs_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`lean` replaces the forwards of blocks, while gradients are off."""
-    backbone: Any = pixart.toy()
-    block = backbone._pipeline.transformer.transformer_blocks[0]
-    lean: list[bool] = []
-
-    def converted(step: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Callable[[], np.ndarray]:
-        lean.append("forward" in vars(block))
-        with torch.no_grad():
-            made = step(*inputs).numpy()
-        block.norm1.register_forward_pre_hook(lambda *_: lean.append(False))  # what lean leaves out
-        block.attn1.to_q.register_forward_pre_hook(lambda *_: lean.append("forward" in vars(block)))
-        return lambda: made
-
-    monkeypatch.setattr(bench_speed, "openvino_forward", converted)
-    row = bench_speed._openvino("row", ours=cast(Pipeline, SimpleNamespace(backbone=backbone)), rounds=1)
-    assert isinstance(row, Compared) and row.psnr is not None and row.psnr > 60
-    assert lean == [False] + [True] * 5
 
 
 def test_without_the_rival_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
