@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import site
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-RIVALS = {"sd-mecha": "sd-mecha==1.1.8", "mergekit": "mergekit==0.1.5"}
+RIVALS = {"sd-mecha": "sd-mecha==1.1.8", "mergekit": "mergekit==0.1.5", "lycoris": "lycoris-lora==4.1.3"}
 
 QUICK = 0.16
 """The share of the U-Net (its middle block) that makes a pair of 0.83 GB each."""
@@ -211,12 +212,19 @@ def _checkpoints(scratch: Path, fraction: float) -> list[Path]:
 
 
 def _rival(scratch: Path, name: str) -> Path | None:
-    """The Python of a rival in an environment of its own, made there once; None, saying so, if it cannot be installed."""
-    python = scratch / name / "bin" / "python"
-    if not python.is_file():
+    """The Python of a rival in an environment of its own, made there once; None, saying so, if it cannot be installed.
+
+    Packages that are not its own are those of this program, torch among them: the same kernels for all, and no torch for each.
+    """
+    folder, done = scratch / name, scratch / name / "installed"
+    python = folder / "bin" / "python"
+    if not done.is_file():
         try:
-            subprocess.run([sys.executable, "-m", "venv", str(scratch / name)], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
+            inside = subprocess.run([str(python), "-c", "import site; print(site.getsitepackages()[0])"], check=True, capture_output=True, text=True)
+            (Path(inside.stdout.strip()) / "shared.pth").write_text(site.getsitepackages()[0] + "\n")
             subprocess.run([str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", RIVALS[name]], check=True, capture_output=True)
+            done.touch()
         except (OSError, subprocess.CalledProcessError) as error:
             told = getattr(error, "stderr", b"") or str(error).encode()
             print(f"{name} が入りません / cannot install {RIVALS[name]}, left out: {told.decode(errors='replace').strip().splitlines()[-1][:160]}")

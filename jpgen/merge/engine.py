@@ -10,9 +10,10 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor
 
 from jpgen.errors import OutputError, WeightsError
-from jpgen.merge.evaluation import STRIP, TILE, Apply, Read, by_chance, compute, models_of
-from jpgen.merge.plan import COPY, PIECE, WHOLE, Job, Plan, label, plan
+from jpgen.merge.evaluation import STRIP, TILE, Apply, Read, Tile, by_chance, by_rows, compute, compute_tile, look_at_tile, models_of, tile_length
+from jpgen.merge.plan import COPY, PIECE, STEPS, WHOLE, Job, Plan, label, plan
 from jpgen.merge.provenance import Terms, describe
+from jpgen.merge.ranges import Part
 from jpgen.merge.recipe import Model, Recipe
 from jpgen.merge.sources import TYPES, Find, Reader
+from jpgen.merge.survey import Survey, Surveys
 from jpgen.safety import BITS
 
 MAX_THREADS = 4
@@ -101,10 +104,12 @@ def write(made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int
 def _run(made: Plan, number: int, start: int, threads: int, copy_only: bool) -> None:
     """Do all jobs by so many threads; the first error ends them all."""
     reader = Reader([path for source in made.sources.values() for path in source.files])
-    jobs, lock, stop, large = iter(made.jobs), threading.Lock(), threading.Event(), threading.Lock()
+    jobs, lock = iter(job for job in made.jobs if job.makes or not copy_only), threading.Lock()
+    common = _Common(Surveys(len(made.sources)), threading.Event(), threading.Lock())
+    stop = common.stop
 
     def work() -> None:
-        worker = _Worker(made, reader, number, start, large, copy_only)
+        worker = _Worker(made, reader, number, start, common, copy_only)
         with torch.inference_mode():
             while not stop.is_set():
                 with lock:
@@ -130,11 +135,20 @@ def _run(made: Plan, number: int, start: int, threads: int, copy_only: bool) -> 
         reader.close()
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What threads share: what they have seen of tensors, whether one of them failed, and whose turn it is to have a large tensor whole."""
+
+    surveys: Surveys
+    stop: threading.Event
+    large: threading.Lock
+
+
 class _Worker:
     """One thread's buffers, and how it does a job."""
 
-    def __init__(self, made: Plan, reader: Reader, number: int, start: int, large: threading.Lock, copy_only: bool) -> None:
-        self._plan, self._reader, self._number, self._start, self._large, self._copy_only = made, reader, number, start, large, copy_only
+    def __init__(self, made: Plan, reader: Reader, number: int, start: int, common: _Common, copy_only: bool) -> None:
+        self._plan, self._reader, self._number, self._start, self._common, self._copy_only = made, reader, number, start, common, copy_only
         self._buffers: list[np.ndarray] = []
         self._tiles: list[Tensor] = []
         self._out = np.empty(0, np.uint8)
@@ -151,9 +165,11 @@ class _Worker:
             data = self._read_all(job)[0]
             self._require_finite(job, data.view(TYPES[job.dtype]))
             self._write(job, data)
+        elif job.kind == STEPS:
+            self._in_steps(job)
         elif job.kind == WHOLE:
             if job.count >= LARGE:
-                with self._large:
+                with self._common.large:
                     self._whole(job)
             else:
                 self._whole(job)
@@ -174,14 +190,63 @@ class _Worker:
         self._require_finite(job, out)
         self._write(job, out.view(torch.uint8))
 
+    def _in_steps(self, job: Job) -> None:
+        """Look at a piece, or make its values; or both, of a tensor that is one piece."""
+        surveys, survey = self._common.surveys, self._common.surveys.of(job)
+        if not survey.wait(job.step, self._common.stop):
+            return
+        kept = survey.kept.get(job.piece)
+        if kept is None and job.pieces > 1 and not job.makes and surveys.room_for(sum(place.size for place in job.places)):
+            kept = survey.kept[job.piece] = [np.empty(place.size, np.uint8) for place in job.places]
+            self._read(job, kept)
+        data = self._read_all(job) if kept is None else [torch.from_numpy(one) for one in kept]
+        held = {
+            model: one.view(TYPES[place.stored.dtype]) for model, one, place in zip(models_of(job.made), data, job.places, strict=True)
+        }
+        for step in range(len(survey.passes)) if job.pieces == 1 else () if job.makes else (job.step,):
+            survey.add(step, job.piece, self._look(job, step, held, survey))
+        if job.makes:
+            self._make(job, held, survey)
+            surveys.done(job, sum(place.size for place in job.places) if survey.kept.pop(job.piece, None) else 0)
+
+    def _look(self, job: Job, step: int, held: Mapping[Model, Tensor], survey: Survey) -> list[Tensor]:
+        """What the looks of a pass give for a piece."""
+        totals: list[Tensor] = []
+        for tile, values in self._tiles_of(job, held):
+            shares = [
+                look_at_tile(node, number, job.target, self._tile_reader(values), tile=tile, seen=survey.seen)
+                for node, number in survey.passes[step]
+            ]
+            totals = [total.add_(one) for total, one in zip(totals, shares, strict=True)] if totals else shares
+        return totals
+
+    def _make(self, job: Job, held: Mapping[Model, Tensor], survey: Survey) -> None:
+        """The values of a piece."""
+        out, at = self._room(job, job.count), 0
+        for tile, values in self._tiles_of(job, held):
+            made = compute_tile(job.made, job.target, self._tile_reader(values), tile=tile, seen=survey.seen)
+            out[at : at + len(made)].copy_(_in_range(made, job.dtype))
+            at += len(made)
+        self._require_finite(job, out)
+        self._write(job, out.view(torch.uint8))
+
+    def _tiles_of(self, job: Job, held: Mapping[Model, Tensor]) -> Iterator[tuple[Tile, dict[Model, Tensor]]]:
+        """The tiles of a piece of one tensor, and the values of the models there."""
+        length = tile_length(job.shape, by_rows(job.made))
+        for number, begin in enumerate(range(0, job.count, length), job.first):
+            yield Tile(number, Part(number * length, job.shape)), {model: values[begin : begin + length] for model, values in held.items()}
+
+    def _room(self, job: Job, count: int) -> Tensor:
+        """Room for so many values of the result, used again and again."""
+        size = count * BITS[job.dtype] // 8
+        if len(self._out) < size:
+            self._out = np.empty(max(size, (PIECE + PAD) * BITS[job.dtype] // 8), np.uint8)
+        return torch.from_numpy(self._out[:size]).view(TYPES[job.dtype])
+
     def _in_tiles(self, job: Job) -> None:
-        kind, bits = TYPES[job.dtype], BITS[job.dtype] // 8
         inputs = [data.view(TYPES[place.stored.dtype]) for data, place in zip(self._read_all(job, PAD), job.places, strict=True)]
         padded = -(-job.count // PAD) * PAD
-        if len(self._out) < padded * bits:
-            self._out = np.empty((PIECE + PAD) * bits, np.uint8)
-        out = torch.from_numpy(self._out[: padded * bits]).view(kind)
-        made = job.made
+        out, made = self._room(job, padded), job.made
         way = _way(made)
         if job.dtype in HALVES and way is not None and len(inputs) == 2 and all(place.stored.dtype == job.dtype for place in job.places):
             torch.lerp(inputs[0], inputs[1], way, out=out)  # rounds the fp32 result once (tests/merge/test_engine.py)
@@ -191,7 +256,8 @@ class _Worker:
             for number, begin in enumerate(range(0, padded, length)):
                 end = min(begin + length, padded)
                 read = self._tile_reader({model: values[begin:end] for model, values in held.items()})
-                out[begin:end].copy_(_in_range(compute(made, job.target, read, job.first + number), job.dtype))
+                values = compute_tile(made, job.target, read, tile=Tile(job.first + number), seen={})
+                out[begin:end].copy_(_in_range(values, job.dtype))
         self._require_finite(job, out[: job.count])
         self._write(job, out[: job.count].view(torch.uint8))
 
@@ -203,6 +269,8 @@ class _Worker:
             index, values = next(taken), held[model]
             if index == len(self._tiles):
                 self._tiles.append(torch.empty(STRIP))
+            if len(self._tiles[index]) < len(values):  # a row that is longer
+                self._tiles[index] = torch.empty(len(values))
             return self._tiles[index][: len(values)].copy_(values)
 
         return read
@@ -217,9 +285,13 @@ class _Worker:
                 self._buffers.append(np.empty(0, np.uint8))
             if len(self._buffers[index]) < room:
                 self._buffers[index] = np.zeros(max(room, (PIECE + PAD) * bits), np.uint8)
-            self._reader.read(place.path, place.stored.begin, self._buffers[index][: place.size])
             made.append(torch.from_numpy(self._buffers[index][:room]))
+        self._read(job, self._buffers)
         return made
+
+    def _read(self, job: Job, buffers: Sequence[np.ndarray]) -> None:
+        for place, buffer in zip(job.places, buffers, strict=False):  # a worker may have more
+            self._reader.read(place.path, place.stored.begin, buffer[: place.size])
 
     def _same(self, job: Job) -> Tensor:
         """The bytes of a tensor that no average is of."""

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from jpgen.errors import WeightsError
 from jpgen.lora import Adapter
-from jpgen.merge.evaluation import TILE, Expression, Read, Shares, Target, by_chance, expression, in_tiles, models_of
+from jpgen.merge.evaluation import (
+    TILE, Expression, Read, Shares, Target, by_chance, by_rows, expression, in_steps, in_tiles, models_of, passes, tile_length,
+)  # fmt: skip
 from jpgen.merge.groups import block_namer
 from jpgen.merge.recipe import Lora, Model, Recipe, require_fixed, require_valid
 from jpgen.merge.sources import TYPES, Find, Place, Source, find_files, open_adapter, open_source, shares_of
@@ -21,14 +23,16 @@ OUTPUT = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": "F8_E4M3"}
 PIECE = 8 * TILE
 """Values that are read and written at a time."""
 
-COPY, TILES, WHOLE = "copy", "tiles", "whole"
+COPY, TILES, STEPS, WHOLE = "copy", "tiles", "steps", "whole"
 
 
 @dataclass(frozen=True)
 class Job:
     """A piece of the result: `count` values of type `dtype` at byte `begin` of its values, made by `made` of what is at `places`, in the way `kind`.
 
-    `names` are the tensors in it, with the value of the piece at which each begins; `first` is the number of its first tile.
+    `names` are the tensors in it, with the value of the piece at which each begins; `first` is the number of its first tile. A tensor made in STEPS has
+    for each pass a job for each of its `pieces`, of which this is number `piece`; those of the last pass make its values. One of a single piece is one
+    job.
     """
 
     kind: str
@@ -40,6 +44,11 @@ class Job:
     places: tuple[Place, ...]
     names: tuple[tuple[int, str], ...]
     first: int = 0
+    shape: tuple[int, ...] = ()
+    step: int = 0
+    piece: int = 0
+    pieces: int = 1
+    makes: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Plan:
     @property
     def bytes_needed(self) -> int:
         """Bytes of the inputs that must be read."""
-        return sum(place.size for job in self.jobs for place in job.places)
+        return sum(place.size for job in self.jobs if job.makes for place in job.places)
 
     def header(self, metadata: Mapping[str, str]) -> bytes:
         """The first bytes of the result."""
@@ -142,13 +151,13 @@ def _job(recipe: Recipe, sources: Mapping[Model, Source], name: str, stored: Sto
     made = expression(recipe.root, target)
     places = tuple(sources[model].tensors[name] for model in models_of(made))
     copied = isinstance(made, Read) and places[0].stored.dtype == stored.dtype
-    kind = COPY if copied else TILES if in_tiles(made) else WHOLE
-    return Job(kind, made, target, stored.dtype, begin, count, places, ((0, name),))
+    kind = COPY if copied else TILES if in_tiles(made) else STEPS if in_steps(made) else WHOLE
+    return Job(kind, made, target, stored.dtype, begin, count, places, ((0, name),), shape=stored.shape)
 
 
 def _follows(last: Job, job: Job) -> bool:
     """Whether the two may be one piece."""
-    if last.kind != job.kind or last.kind == WHOLE or last.dtype != job.dtype or last.dtype not in TYPES or not _alike(last.made, job.made):
+    if last.kind != job.kind or last.kind in (STEPS, WHOLE) or last.dtype != job.dtype or last.dtype not in TYPES or not _alike(last.made, job.made):
         return False
     pairs = zip(last.places, job.places, strict=True)
     return all(
@@ -169,6 +178,9 @@ def _longer(one: Place, other: Place) -> Place:
 def _pieces(runs: Iterator[Job]) -> Iterator[Job]:
     """Runs cut into pieces of PIECE values; whole tensors and those of other types stay whole."""
     for run in runs:
+        if run.kind == STEPS:
+            yield from _steps(run)
+            continue
         if run.kind == WHOLE or run.dtype not in TYPES or run.count <= PIECE:
             yield run
             continue
@@ -184,6 +196,23 @@ def _pieces(runs: Iterator[Job]) -> Iterator[Job]:
             names = tuple((max(offset - start, 0), name) for offset, name in run.names[at : end + 1])
             places = tuple(_cut(place, start, count) for place in run.places)
             yield replace(run, begin=run.begin + start * bytes_out, count=count, places=places, names=names, first=start // TILE)
+
+
+def _steps(run: Job) -> Iterator[Job]:
+    """The jobs of a tensor that is looked at before it is made: every piece in a pass before any of the next."""
+    tile = tile_length(run.shape, by_rows(run.made))
+    length = max(PIECE // tile, 1) * tile
+    if run.count <= length:
+        yield run
+        return
+    starts, last = range(0, run.count, length), len(passes(run.made))
+    for step in range(last + 1):
+        for piece, start in enumerate(starts):
+            count = min(length, run.count - start)
+            begin, places = run.begin + start * BITS[run.dtype] // 8, tuple(_cut(place, start, count) for place in run.places)
+            yield replace(
+                run, begin=begin, count=count, places=places, first=start // tile, step=step, piece=piece, pieces=len(starts), makes=step == last
+            )
 
 
 def _cut(place: Place, start: int, count: int) -> Place:
