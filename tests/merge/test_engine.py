@@ -334,19 +334,19 @@ def peak(): return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].
 models = tuple(map(Model, ("a.safetensors", "b.safetensors", "c.safetensors")))
 merge(Recipe(Merge("n_average", models)), Path("out.safetensors"), threads=2)
 before = peak()
-for node in (Merge("slerp", models[:2], {"t": 0.3}), Merge("ties", models), Merge("breadcrumbs", models), Merge("della", models), Merge("sce", models)):
+for node in (Merge("slerp", models[:2], {"t": 0.3}), Merge("ties", models), Merge("sce", models)):
     merge(Recipe(node), Path("out.safetensors"), threads=2)
 print(peak() - before)
 """
 
 
 def test_no_tensor_is_whole_in_memory(tmp_path: Path) -> None:
-    """Of three models of 128 MB, one tensor each, no more than a part is kept (64 MiB, and 16 for each model)."""
-    tensor = torch.randn(8000, 8000, generator=torch.Generator().manual_seed(0)).half()
+    """Of three models of 48 MB, one tensor each, no more than a part is kept (64 MiB, and 16 for each model)."""
+    tensor = torch.randn(4000, 6000, generator=torch.Generator().manual_seed(0)).half()
     files(tmp_path, a={"w": tensor}, b={"w": tensor.flip(0).contiguous()}, c={"w": tensor.flip(1).contiguous()})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
-    assert float(done.stdout) < 112 + 64  # as few tiles besides
+    assert float(done.stdout) < 112 + 30  # and some tiles; whole they would be 137 as stored, 275 in fp32
 
 
 def test_the_order_of_the_inputs_files_changes_nothing_and_nothing_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
