@@ -69,7 +69,7 @@ class Run:
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fraction", type=float, default=QUICK, help="share of the U-Net, 0.16 (its middle block) to 1.0")
+    parser.add_argument("--fraction", type=float, default=QUICK, help="share of the U-Net, up to 1.0 (0.16: its middle block)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 4))
@@ -93,10 +93,20 @@ def main() -> None:
         print(f"{told.threads} threads, {os.cpu_count()} cores, torch {torch.__version__}, {told.rounds} rounds, load {os.getloadavg()[0]:.1f}\n")
         if told.cases:
             paths = _checkpoints(scratch, told.fraction, max(CASES[case][0] for case in told.cases))
-            names = () if told.no_rivals else ("sd-mecha", "mergekit")
-            _compare(told, scratch, paths, {name: python for name in names if (python := installed(scratch, name))})
+            _compare(told, scratch, paths, _rivals(scratch, () if told.no_rivals else ("sd-mecha", "mergekit")))
         if told.extract:
-            _extract(told, scratch, None if told.no_rivals else installed(scratch, "lycoris"))
+            _extract(told, scratch, _rivals(scratch, () if told.no_rivals else ("lycoris",)).get("lycoris"))
+
+
+def _rivals(scratch: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """The Pythons of those that can be installed."""
+    made = {}
+    for name in names:
+        try:
+            made[name] = installed(scratch, name)
+        except RuntimeError as error:
+            print(f"{name} を除きます / left out: {error}")
+    return made
 
 
 def _compare(told: argparse.Namespace, scratch: Path, paths: list[Path], rivals: dict[str, Path]) -> None:
@@ -126,9 +136,9 @@ def _compare(told: argparse.Namespace, scratch: Path, paths: list[Path], rivals:
             ratios = [f"{wall[name] / wall[other]:.2f} [{cpu[name] / cpu[other]:.2f}]" for other in ("copy-only", "jpgen")]
             read = f"{statistics.median(one.read for one in done):6.3f}" if done[0].read else f"{'–':>6}"
             hashing = f"{statistics.median(one.hashing / one.seconds for one in done):7.2%}" if done[0].hashing else f"{'–':>7}"
+            memory = max(one.rss for one in done)
             print(
-                f"{case:15} {name:10} {spread:>22} {cpu[name]:7.2f} {ratios[0]:>14} {ratios[1]:>14} {max(one.rss for one in done):6.0f} {read} {hashing}",
-                flush=True,
+                f"{case:15} {name:10} {spread:>22} {cpu[name]:7.2f} {ratios[0]:>14} {ratios[1]:>14} {memory:6.0f} {read} {hashing}", flush=True
             )
 
 
@@ -245,10 +255,9 @@ def _checkpoints(scratch: Path, fraction: float, count: int) -> list[Path]:
     """So many checkpoints of SDXL's names and shapes, made once."""
     told = subprocess.run([sys.executable, "-c", SHAPES], check=True, capture_output=True, text=True)
     shapes: dict[str, list[int]] = json.loads(told.stdout.strip().splitlines()[-1])
-    names = [name for name in shapes if name.startswith("mid_block.")]
-    total = sum(torch.Size(shape).numel() for shape in shapes.values())
-    held = sum(torch.Size(shapes[name]).numel() for name in names)
-    for name in sorted(shapes.keys() - set(names)):
+    middle = [name for name in shapes if name.startswith("mid_block.")]
+    total, held, names = sum(torch.Size(shape).numel() for shape in shapes.values()), 0, []
+    for name in (*middle, *sorted(shapes.keys() - set(middle))):
         if held < (fraction - 0.005) * total:
             names.append(name)
             held += torch.Size(shapes[name]).numel()

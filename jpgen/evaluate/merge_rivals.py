@@ -69,8 +69,8 @@ told(began, error=float(left.norm() / delta.norm()))
 """
 
 
-def installed(scratch: Path, name: str) -> Path | None:
-    """The Python of a rival in an environment of its own, made there once; None, saying so, if it cannot be installed.
+def installed(scratch: Path, name: str) -> Path:
+    """The Python of a rival in an environment of its own, made there once; raises RuntimeError if it cannot be installed.
 
     Packages that are not its own are those of this program, torch among them: the same kernels for all, and no torch for each.
     """
@@ -85,8 +85,7 @@ def installed(scratch: Path, name: str) -> Path | None:
             done.touch()
         except (OSError, subprocess.CalledProcessError) as error:
             told = getattr(error, "stderr", b"") or str(error).encode()
-            print(f"{name} が入りません / cannot install {RIVALS[name]}, left out: {told.decode(errors='replace').strip().splitlines()[-1][:160]}")
-            return None
+            raise RuntimeError(f"cannot install {RIVALS[name]}: {told.decode(errors='replace').strip().splitlines()[-1][:160]}") from error
     return python
 
 

@@ -94,10 +94,15 @@ def evolve(
 
 def open_live(model: str, recipe: Recipe, folder: Path) -> tuple[Pipeline, Formulas]:
     """The pipeline whose weights are merged in place, and the recipe's formulas for them."""
+    pipeline = Pipeline(model)
+    return pipeline, formulas_for(pipeline, recipe, folder)
+
+
+def formulas_for(pipeline: Pipeline, recipe: Recipe, folder: Path) -> Formulas:
+    """The formulas of a recipe, whose files are in `folder`, for the modules of an open pipeline."""
     from jpgen.merge.evaluation import Target, evaluate, expression
     from jpgen.merge.groups import block_namer
 
-    pipeline = Pipeline(model)
     default = DENOISERS.get(getattr(pipeline.backbone, "family", ""), "unet")
     sources = Sources(models := parents(recipe.root), default=default, folder=folder)
     block = block_namer(sources.keys(models[0]))
@@ -110,7 +115,7 @@ def open_live(model: str, recipe: Recipe, folder: Path) -> tuple[Pipeline, Formu
     def numbers(fixed: Any, key: str) -> Hashable:
         return expression(fixed.root, Target(key, block(key), fixed.seed, shares))
 
-    return pipeline, Formulas(recipe, sources, evaluate=tensor, numbers=numbers)
+    return Formulas(recipe, sources, evaluate=tensor, numbers=numbers)
 
 
 def _shares(recipe: Recipe, sources: Sources, folder: Path) -> dict[Any, Any]:

@@ -22,9 +22,16 @@ def sizes(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [delta.abs_() for delta in differences(inputs)]
 
 
-def variance(inputs: Sequence[Tensor]) -> list[Tensor]:
+def variance(deltas: Sequence[Tensor]) -> Tensor:
     """How the δₖ vary at each place."""
-    return [torch.stack(differences(inputs)).var(0, unbiased=False)]
+    mean, total = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    for delta in deltas:
+        mean.add_(delta)
+    mean.div_(len(deltas))
+    for delta in deltas:
+        away = delta - mean
+        total.addcmul_(away, away)
+    return total.div_(len(deltas))
 
 
 def edges(values: Mapping[str, Any], count: int) -> tuple[int, int]:
@@ -36,8 +43,9 @@ def edges(values: Mapping[str, Any], count: int) -> tuple[int, int]:
 
 def energies(inputs: Sequence[Tensor], _values: Mapping[str, Any], seen: Sequence[Sequence[float]], _part: Part) -> Tensor:
     """Σδₖ² over the values that `sce` selects, fp64 [models]."""
-    keep = variance([one.clone() for one in inputs])[0] >= seen[0][0]
-    return torch.stack([torch.linalg.vector_norm(delta.mul_(keep), dtype=torch.float64).square() for delta in differences(inputs)])
+    deltas = differences(inputs)
+    keep = variance(deltas) >= seen[0][0]
+    return torch.stack([torch.linalg.vector_norm(delta.mul_(keep), dtype=torch.float64).square() for delta in deltas])
 
 
 def shares(total: Tensor, _values: Mapping[str, Any], seen: Sequence[Sequence[float]], _count: int) -> tuple[float, list[float]]:
@@ -48,7 +56,7 @@ def shares(total: Tensor, _values: Mapping[str, Any], seen: Sequence[Sequence[fl
 
 TRIMMED = largest(sizes, lambda values, count: [int(values["density"] * count)])
 EDGES = largest(sizes, edges)
-SELECTED = (*largest(variance, lambda values, count: [int(values["density"] * count)]), Look(energies, shares))
+SELECTED = (*largest(lambda inputs: [variance(differences(inputs))], lambda values, count: [int(values["density"] * count)]), Look(energies, shares))
 
 
 def task_arithmetic(base: Tensor, *models: Tensor, weights: Weights = 1.0) -> Tensor:
@@ -141,7 +149,7 @@ def sce(base: Tensor, *models: Tensor, density: Fraction = 0.1, seen: Annotated[
     """
     least, weights = seen
     deltas = differences((base, *models))
-    keep = torch.stack(deltas).var(0, unbiased=False) >= least
+    keep = variance(deltas) >= least
     return elected(base, [delta.mul_(keep) for delta in deltas], weights, 1.0, by_weight=False)
 
 

@@ -6,7 +6,6 @@ Lengths and angles come of inner products summed in fp64 (`jpgen.merge.looks`); 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch

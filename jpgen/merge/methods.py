@@ -1,8 +1,9 @@
 """Merge methods, and what their signatures say: one function a method, fp32 tensors of one shape in, one out.
 
-Positional parameters are the models (`*models`: any number), keyword ones the numbers of a recipe with their ranges. Most methods are given a tensor in
-tiles, which they may write on; what they must know of the whole of it they say by `seen` (see `jpgen.merge.looks`), that they ask where a tile lies by
-`part`, and `generator` is what a method of chance draws from. Those of a module's ROWS are given whole rows, those of WHOLE whole tensors. The methods are in `jpgen.merge.linear`, `deltas` and `geometry`; a new one is a function in one of them, named in its METHODS.
+Positional parameters are the models (`*models`: any number), keyword ones the numbers of a recipe with their ranges. Most methods are given tensors
+in tiles, which they may write on: what they must know of whole tensors they say by `seen` (see `jpgen.merge.looks`), where a tile lies they ask by
+`part`, and `generator` is what a method of chance draws from. Those of a module's ROWS are given whole rows, those of WHOLE whole tensors.
+The methods are in `jpgen.merge.linear`, `deltas` and `geometry`; a new one is a function in one of them, named in its METHODS.
 """
 
 from __future__ import annotations

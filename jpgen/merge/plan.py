@@ -10,9 +10,8 @@ from pathlib import Path
 
 from jpgen.errors import WeightsError
 from jpgen.lora import Adapter
-from jpgen.merge.evaluation import (
-    TILE, Expression, Read, Shares, Target, by_chance, by_rows, expression, in_steps, in_tiles, models_of, passes, tile_length,
-)  # fmt: skip
+from jpgen.merge.evaluation import TILE, Expression, Read, Shares, Target, by_chance, by_rows, expression, in_steps, in_tiles, models_of, passes
+from jpgen.merge.evaluation import tile_length as length_of_tiles
 from jpgen.merge.groups import block_namer
 from jpgen.merge.recipe import Lora, Model, Recipe, require_fixed, require_valid
 from jpgen.merge.sources import TYPES, Find, Place, Source, find_files, open_adapter, open_source, shares_of
@@ -30,9 +29,9 @@ COPY, TILES, STEPS, WHOLE = "copy", "tiles", "steps", "whole"
 class Job:
     """A piece of the result: `count` values of type `dtype` at byte `begin` of its values, made by `made` of what is at `places`, in the way `kind`.
 
-    `names` are the tensors in it, with the value of the piece at which each begins; `first` is the number of its first tile. A tensor made in STEPS has
-    for each pass a job for each of its `pieces`, of which this is number `piece`; those of the last pass make its values. One of a single piece is one
-    job.
+    `names` are the tensors in it, with the value of the piece at which each begins; `first` is the number of its first tile. A tensor made in STEPS
+    has for each pass a job for each of its `pieces`, of which this is number `piece`; those of the last `step` make its values. One that is a single
+    piece is one job.
     """
 
     kind: str
@@ -200,7 +199,7 @@ def _pieces(runs: Iterator[Job]) -> Iterator[Job]:
 
 def _steps(run: Job) -> Iterator[Job]:
     """The jobs of a tensor that is looked at before it is made: every piece in a pass before any of the next."""
-    tile = tile_length(run.shape, by_rows(run.made))
+    tile = length_of_tiles(run.shape, by_rows(run.made))
     length = max(PIECE // tile, 1) * tile
     if run.count <= length:
         yield run
