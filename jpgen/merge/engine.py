@@ -10,7 +10,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,10 +196,11 @@ class _Worker:
         if not survey.wait(job.step, self._common.stop):
             return
         kept = survey.kept.get(job.piece)
-        if kept is None and job.pieces > 1 and not job.makes and surveys.room_for(sum(place.size for place in job.places)):
-            kept = survey.kept[job.piece] = [np.empty(place.size, np.uint8) for place in job.places]
-            self._read(job, kept)
-        data = self._read_all(job) if kept is None else [torch.from_numpy(one) for one in kept]
+        if kept is None and not job.makes and surveys.room_for(sum(place.size for place in job.places)):
+            kept = survey.kept[job.piece] = [torch.empty(place.size, dtype=torch.uint8) for place in job.places]
+            for place, room in zip(job.places, kept, strict=True):
+                self._reader.read(place.path, place.stored.begin, room.numpy())
+        data = self._read_all(job) if kept is None else kept
         held = {
             model: one.view(TYPES[place.stored.dtype]) for model, one, place in zip(models_of(job.made), data, job.places, strict=True)
         }
@@ -222,7 +223,7 @@ class _Worker:
 
     def _make(self, job: Job, held: Mapping[Model, Tensor], survey: Survey) -> None:
         """The values of a piece."""
-        out, at = self._room(job, job.count), 0
+        out, at = self._space(job, job.count), 0
         for tile, values in self._tiles_of(job, held):
             made = compute_tile(job.made, job.target, self._tile_reader(values), tile=tile, seen=survey.seen)
             out[at : at + len(made)].copy_(_in_range(made, job.dtype))
@@ -236,7 +237,7 @@ class _Worker:
         for number, begin in enumerate(range(0, job.count, length), job.first):
             yield Tile(number, Part(number * length, job.shape)), {model: values[begin : begin + length] for model, values in held.items()}
 
-    def _room(self, job: Job, count: int) -> Tensor:
+    def _space(self, job: Job, count: int) -> Tensor:
         """Room for so many values of the result, used again and again."""
         size = count * BITS[job.dtype] // 8
         if len(self._out) < size:
@@ -246,7 +247,7 @@ class _Worker:
     def _in_tiles(self, job: Job) -> None:
         inputs = [data.view(TYPES[place.stored.dtype]) for data, place in zip(self._read_all(job, PAD), job.places, strict=True)]
         padded = -(-job.count // PAD) * PAD
-        out, made = self._room(job, padded), job.made
+        out, made = self._space(job, padded), job.made
         way = _way(made)
         if job.dtype in HALVES and way is not None and len(inputs) == 2 and all(place.stored.dtype == job.dtype for place in job.places):
             torch.lerp(inputs[0], inputs[1], way, out=out)  # rounds the fp32 result once (tests/merge/test_engine.py)
@@ -285,13 +286,9 @@ class _Worker:
                 self._buffers.append(np.empty(0, np.uint8))
             if len(self._buffers[index]) < room:
                 self._buffers[index] = np.zeros(max(room, (PIECE + PAD) * bits), np.uint8)
+            self._reader.read(place.path, place.stored.begin, self._buffers[index][: place.size])
             made.append(torch.from_numpy(self._buffers[index][:room]))
-        self._read(job, self._buffers)
         return made
-
-    def _read(self, job: Job, buffers: Sequence[np.ndarray]) -> None:
-        for place, buffer in zip(job.places, buffers, strict=False):  # a worker may have more
-            self._reader.read(place.path, place.stored.begin, buffer[: place.size])
 
     def _same(self, job: Job) -> Tensor:
         """The bytes of a tensor that no average is of."""

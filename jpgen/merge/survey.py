@@ -6,7 +6,6 @@ import math
 import threading
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from jpgen.merge.evaluation import passes
@@ -24,7 +23,7 @@ class Survey:
 
     def __init__(self, job: Job) -> None:
         self.passes, self.seen = passes(job.made), dict[str, Any]()
-        self.kept: dict[int, list[np.ndarray]] = {}
+        self.kept: dict[int, list[Tensor]] = {}
         self._count, self._pieces, self._made = math.prod(job.shape), job.pieces, 0
         self._lock, self._over = threading.Lock(), [threading.Event() for _ in self.passes]
         self._waiting: dict[int, list[Tensor]] = {}
