@@ -196,8 +196,8 @@ class _Worker:
         if not survey.wait(job.step, self._common.stop):
             return
         kept = survey.kept.get(job.piece)
-        if kept is None and not job.makes and surveys.room_for(sum(place.size for place in job.places)):
-            kept = survey.kept[job.piece] = [torch.empty(place.size, dtype=torch.uint8) for place in job.places]
+        if kept is None and not job.makes and (kept := surveys.take([place.size for place in job.places])) is not None:
+            survey.kept[job.piece] = kept
             for place, room in zip(job.places, kept, strict=True):
                 self._reader.read(place.path, place.stored.begin, room.numpy())
         data = self._read_all(job) if kept is None else kept
@@ -208,7 +208,7 @@ class _Worker:
             survey.add(step, job.piece, self._look(job, step, held, survey))
         if job.makes:
             self._make(job, held, survey)
-            surveys.done(job, sum(place.size for place in job.places) if survey.kept.pop(job.piece, None) else 0)
+            surveys.done(job)
 
     def _look(self, job: Job, step: int, held: Mapping[Model, Tensor], survey: Survey) -> list[Tensor]:
         """What the looks of a pass give for a piece."""
@@ -226,8 +226,9 @@ class _Worker:
         out, at = self._space(job, job.count), 0
         for tile, values in self._tiles_of(job, held):
             made = compute_tile(job.made, job.target, self._tile_reader(values), tile=tile, seen=survey.seen)
-            out[at : at + len(made)].copy_(_in_range(made, job.dtype))
-            at += len(made)
+            end = at + made.numel()
+            out[at:end].copy_(_in_range(made, job.dtype))
+            at = end
         self._require_finite(job, out)
         self._write(job, out.view(torch.uint8))
 
@@ -268,11 +269,12 @@ class _Worker:
 
         def read(model: Model, _name: str) -> Tensor:
             index, values = next(taken), held[model]
+            count = values.numel()
             if index == len(self._tiles):
                 self._tiles.append(torch.empty(STRIP))
-            if len(self._tiles[index]) < len(values):  # a row that is longer
-                self._tiles[index] = torch.empty(len(values))
-            return self._tiles[index][: len(values)].copy_(values)
+            if self._tiles[index].numel() < count:  # a row that is longer
+                self._tiles[index] = torch.empty(count)
+            return self._tiles[index][:count].copy_(values)
 
         return read
 

@@ -6,13 +6,14 @@ Lengths and angles come of inner products summed in fp64 (`jpgen.merge.looks`); 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from jpgen.merge.linear import combined, normalized
-from jpgen.merge.looks import APART, COLUMNS, GRAM
+from jpgen.merge.looks import Values, apart, by_column, gram
 from jpgen.merge.ranges import Fraction, Part, Range, Weights, spread
 
 METHODS = ("slerp", "nuslerp", "karcher_mean", "geometric_median", "model_stock", "cosine_a", "cosine_b", "rotate", "truncate_rank")
@@ -25,14 +26,87 @@ PARALLEL = 1e-6
 STEPS, CLOSE = 200, 1e-12
 """How often iterations are repeated at most, and the change below which they end."""
 
-Gram = Annotated[Tensor, GRAM]
-Apart = Annotated[Tensor, APART]
-Columns = Annotated[Tensor, COLUMNS]
+Factors = Sequence[float]
+"""Of each model, of which the result is the sum: seen of the whole tensors, for all tiles alike."""
 
 
-def slerp(a: Tensor, b: Tensor, *, t: Fraction, seen: Gram) -> Tensor:
+def arc(dots: Tensor, values: Values) -> Factors:
+    """The factors of `slerp`."""
+    size, t = float((dots[0, 0] * dots[1, 1]).sqrt()), values["t"]
+    omega = math.acos(max(-1.0, min(1.0, float(dots[0, 1]) / size))) if size else 0.0
+    sine = math.sin(omega)
+    return (1 - t, t) if sine < PARALLEL else (math.sin((1 - t) * omega) / sine, math.sin(t * omega) / sine)
+
+
+def karcher(dots: Tensor, values: Values) -> Factors:
+    """The factors of `karcher_mean`."""
+    shares = normalized(spread(values["weights"], len(dots)))
+    sizes = dots.diagonal().sqrt()
+    if float(sizes.min()) == 0 or sum(shares) == 0:
+        return shares
+    unit = dots / sizes.outer(sizes)
+    share = torch.tensor(shares, dtype=torch.float64)
+    at = share / (share @ unit @ share).clamp_min(1e-300).sqrt()  # x = Σ at·u
+    for _ in range(STEPS):
+        cosine = (unit @ at).clamp(-1, 1)
+        angle = cosine.acos()
+        ratio = torch.where(angle > PARALLEL, angle / angle.sin().clamp_min(1e-300), torch.ones_like(angle)) * share
+        step = ratio - at * (ratio @ cosine)
+        length = float((step @ unit @ step).clamp_min(0).sqrt())
+        if length < CLOSE:
+            break
+        at = at * math.cos(length) + step * (math.sin(length) / length)
+        at = at / (at @ unit @ at).sqrt()
+    factors: list[float] = (at / sizes * (share @ sizes)).tolist()
+    return factors
+
+
+def weiszfeld(dots: Tensor, _values: Values) -> Factors:
+    """The factors of `geometric_median`, of the inner products of the differences from the first model."""
+    count = len(dots) + 1
+    full = torch.zeros(count, count, dtype=torch.float64)
+    full[1:, 1:] = dots
+    square = full.diagonal()
+    size = float(square.max())
+    if size == 0:
+        return [1.0] + [0.0] * len(dots)
+    at = torch.full((count,), 1 / count, dtype=torch.float64)
+    for _ in range(STEPS * 10):
+        distance = (square - 2 * (full @ at) + at @ full @ at).clamp_min(size * 1e-18).sqrt()
+        new = (1 / distance) / (1 / distance).sum()
+        moved, at = float((new - at).abs().max()), new
+        if moved < CLOSE:
+            break
+    factors: list[float] = at.tolist()
+    return factors
+
+
+def stock(dots: Tensor, _values: Values) -> Factors:
+    """The factors of `model_stock`, of the inner products of the deltas."""
+    count = len(dots)
+    if count < 2:
+        return (0.0, 1.0)
+    sizes = dots.diagonal().sqrt()
+    cosines = dots / sizes.outer(sizes).clamp_min(1e-300)
+    cosine = float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))
+    under = 1 + (count - 1) * cosine
+    t = count * cosine / under if abs(under) > 1e-12 else 0.0
+    return [1 - t, *[t / count] * count]
+
+
+def unlike(dots: Tensor, values: Values) -> Tensor:
+    """How far `cosine_a` goes in each column."""
+    return _far(_cosine(dots), values)
+
+
+def unlike_whole(dots: Tensor, values: Values) -> Tensor:
+    """How far `cosine_b` goes in each column."""
+    return _far((_cosine(dots) + _cosine(dots.sum(1))) / 2, values)
+
+
+def slerp(a: Tensor, b: Tensor, *, t: Fraction, seen: Annotated[Factors, gram(arc)]) -> Tensor:
     """sin((1−t)Ω)/sinΩ·a + sin(tΩ)/sinΩ·b, Ω the angle between the two tensors (Shoemake 1985, "Animating rotation with quaternion curves")."""
-    return combined((a, b), _arc(seen, t), out=a)
+    return combined((a, b), seen, out=a)
 
 
 def nuslerp(a: Tensor, b: Tensor, *, t: Fraction, part: Part) -> Tensor:
@@ -49,71 +123,33 @@ def nuslerp(a: Tensor, b: Tensor, *, t: Fraction, part: Part) -> Tensor:
     return one.mul_(first).addcmul_(other, second).view(a.shape)
 
 
-def karcher_mean(*models: Tensor, weights: Annotated[Weights, Range(0.0, 10.0)] = 1.0, seen: Gram) -> Tensor:
+def karcher_mean(*models: Tensor, weights: Annotated[Weights, Range(0.0, 10.0)] = 1.0, seen: Annotated[Factors, gram(karcher)]) -> Tensor:
     """The Riemannian (Karcher) mean of the directions, times the mean of the lengths (Karcher 1977; Afsari 2011, arXiv 0906.5083).
 
     The x of the unit sphere where Σ wₖ·log_x(uₖ) = 0, found by x ← exp_x(Σ wₖ·log_x(uₖ)).
     """
-    shares = normalized(spread(weights, len(models)))
-    sizes = seen.diagonal().sqrt()
-    if float(sizes.min()) == 0 or sum(shares) == 0:
-        return combined(models, shares, out=models[0])
-    unit = seen / sizes.outer(sizes)
-    share = torch.tensor(shares, dtype=torch.float64)
-    at = share / (share @ unit @ share).clamp_min(1e-300).sqrt()  # x = Σ at·u
-    for _ in range(STEPS):
-        cosine = (unit @ at).clamp(-1, 1)
-        angle = cosine.acos()
-        ratio = torch.where(angle > PARALLEL, angle / angle.sin().clamp_min(1e-300), torch.ones_like(angle)) * share
-        step = ratio - at * (ratio @ cosine)
-        length = float((step @ unit @ step).clamp_min(0).sqrt())
-        if length < CLOSE:
-            break
-        at = at * math.cos(length) + step * (math.sin(length) / length)
-        at = at / (at @ unit @ at).sqrt()
-    return combined(models, (at / sizes * (share @ sizes)).tolist(), out=models[0])
+    return combined(models, seen, out=models[0])
 
 
-def geometric_median(*models: Tensor, seen: Apart) -> Tensor:
+def geometric_median(*models: Tensor, seen: Annotated[Factors, apart(weiszfeld)]) -> Tensor:
     """The tensor whose distances to all models have the least sum, by Weiszfeld's iterations (Weiszfeld 1937; Vardi & Zhang 2000)."""
-    count = len(models)
-    full = torch.zeros(count, count, dtype=torch.float64)
-    full[1:, 1:] = seen
-    square = full.diagonal()
-    size = float(square.max())
-    if size == 0:
-        return models[0]
-    at = torch.full((count,), 1 / count, dtype=torch.float64)
-    for _ in range(STEPS * 10):
-        distance = (square - 2 * (full @ at) + at @ full @ at).clamp_min(size * 1e-18).sqrt()
-        new = (1 / distance) / (1 / distance).sum()
-        moved, at = float((new - at).abs().max()), new
-        if moved < CLOSE:
-            break
-    return combined(models, at.tolist(), out=models[0])
+    return combined(models, seen, out=models[0])
 
 
-def model_stock(base: Tensor, *models: Tensor, seen: Apart) -> Tensor:
+def model_stock(base: Tensor, *models: Tensor, seen: Annotated[Factors, apart(stock)]) -> Tensor:
     """t·mean + (1−t)·θ₀ with t = N·cosθ/(1 + (N−1)·cosθ), θ the mean angle between the deltas (Jang et al. 2024, arXiv 2403.19522, eq. 2)."""
-    count = len(models)
-    if count < 2:
-        return models[0]
-    sizes = seen.diagonal().sqrt()
-    cosines = seen / sizes.outer(sizes).clamp_min(1e-300)
-    cosine = float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))
-    under = 1 + (count - 1) * cosine
-    t = count * cosine / under if abs(under) > 1e-12 else 0.0
-    return combined((base, *models), [1 - t, *[t / count] * count], out=base)
+    return combined((base, *models), seen, out=base)
 
 
-def cosine_a(a: Tensor, b: Tensor, *, t: Fraction = 0.0, part: Part, seen: Columns) -> Tensor:
+def cosine_a(a: Tensor, b: Tensor, *, t: Fraction = 0.0, part: Part, seen: Annotated[Tensor, by_column(unlike)]) -> Tensor:
     """From a to b by 1 − clamp(s − t, 0, 1), s the cosine of each column of a and b (SuperMerger's cosineA as sd-mecha has it; no paper)."""
-    return _by_likeness((a, b), _cosine(seen), t, part)
+    one, other = (rows.view(-1, part.columns) for rows in (a, b))
+    return one.lerp_(other, seen.expand_as(one)).view(a.shape)
 
 
-def cosine_b(a: Tensor, b: Tensor, *, t: Fraction = 0.0, part: Part, seen: Columns) -> Tensor:
+def cosine_b(a: Tensor, b: Tensor, *, t: Fraction = 0.0, part: Part, seen: Annotated[Tensor, by_column(unlike_whole)]) -> Tensor:
     """As `cosine_a`, s the mean of that and of the cosine of the whole tensors (SuperMerger's cosineB as sd-mecha has it; no paper)."""
-    return _by_likeness((a, b), _cosine(seen).add(_cosine(seen.sum(1))).div(2), t, part)
+    return cosine_a(a, b, t=t, part=part, seen=seen)
 
 
 def rotate(a: Tensor, b: Tensor, *, alignment: Fraction = 1.0, t: Fraction = 0.0) -> Tensor:
@@ -152,22 +188,13 @@ def truncate_rank(base: Tensor, model: Tensor, *, ratio: Fraction) -> Tensor:
 # ── what they are made of ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _arc(dots: Tensor, t: float) -> tuple[float, float]:
-    """The factors of slerp for two tensors of these inner products."""
-    size = float((dots[0, 0] * dots[1, 1]).sqrt())
-    omega = math.acos(max(-1.0, min(1.0, float(dots[0, 1]) / size))) if size else 0.0
-    sine = math.sin(omega)
-    return (1 - t, t) if sine < PARALLEL else (math.sin((1 - t) * omega) / sine, math.sin(t * omega) / sine)
-
-
-def _cosine(seen: Tensor) -> Tensor:
+def _cosine(dots: Tensor) -> Tensor:
     """The cosine of a and b of their inner products a·a, a·b, b·b."""
-    return seen[1] / (seen[0] * seen[2]).sqrt().clamp_min(1e-300)
+    return dots[1] / (dots[0] * dots[2]).sqrt().clamp_min(1e-300)
 
 
-def _by_likeness(models: tuple[Tensor, Tensor], likeness: Tensor, t: float, part: Part) -> Tensor:
-    a, b = (one.view(-1, part.columns) for one in models)
-    return a.lerp_(b, (1 - (likeness - t).clamp(0, 1)).float().expand_as(a)).view(models[0].shape)
+def _far(likeness: Tensor, values: Values) -> Tensor:
+    return (1 - (likeness - values["t"]).clamp(0, 1)).float()
 
 
 def _power(turn: Tensor, exponent: float) -> Tensor:

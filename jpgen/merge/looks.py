@@ -42,26 +42,28 @@ Looks = tuple[Look, ...]
 def dots(tensors: Sequence[Tensor]) -> Tensor:
     """All inner products of the tensors, fp64 [n, n]."""
     flat = [one.reshape(-1).double() for one in tensors]
-    made = torch.empty(len(flat), len(flat), dtype=torch.float64)
-    for i, one in enumerate(flat):
-        for j, other in enumerate(flat[: i + 1]):
-            made[i, j] = made[j, i] = torch.dot(one, other)
-    return made
+    half = [[torch.dot(one, other).item() for other in flat[: row + 1]] for row, one in enumerate(flat)]
+    return torch.tensor([[half[max(i, j)][min(i, j)] for j in range(len(flat))] for i in range(len(flat))], dtype=torch.float64)
 
 
-def columns(inputs: Sequence[Tensor], _values: Values, _seen: Any, part: Part) -> Tensor:
-    """a·a, a·b and b·b of each column of two tensors, fp64 [3, columns]."""
-    a, b = (one.double().view(-1, part.columns) for one in inputs)
-    return torch.stack([(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)])
+def gram(told: Callable[[Tensor, Values], Any]) -> Looks:
+    """One pass for the inner products of the models, of which `told(dots, values)` makes what is seen."""
+    return (Look(lambda inputs, _values, _seen, _part: dots(inputs), lambda total, values, _seen, _count: told(total, values)),)
 
 
-GRAM: Looks = (Look(lambda inputs, _values, _seen, _part: dots(inputs)),)
-"""Inner products of the models."""
+def apart(told: Callable[[Tensor, Values], Any]) -> Looks:
+    """The same of the differences from the first model to the others."""
+    return (Look(lambda inputs, _values, _seen, _part: dots(differences(inputs)), lambda total, values, _seen, _count: told(total, values)),)
 
-APART: Looks = (Look(lambda inputs, _values, _seen, _part: dots(differences(inputs))),)
-"""Inner products of the differences from the first model to the others."""
 
-COLUMNS: Looks = (Look(columns),)
+def by_column(told: Callable[[Tensor, Values], Any]) -> Looks:
+    """The same of a·a, a·b and b·b, fp64 [3, columns], of each column of two models."""
+
+    def of(inputs: Sequence[Tensor], _values: Values, _seen: Any, part: Part) -> Tensor:
+        a, b = (one.double().view(-1, part.columns) for one in inputs)
+        return torch.stack([(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)])
+
+    return (Look(of, lambda total, values, _seen, _count: told(total, values)),)
 
 
 def differences(inputs: Sequence[Tensor]) -> list[Tensor]:

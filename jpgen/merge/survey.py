@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jpgen.merge.evaluation import passes
@@ -63,10 +65,11 @@ class Survey:
 
 
 class Surveys:
-    """Those of the tensors that are worked at, and the room for their pieces."""
+    """Those of the tensors that are worked at, and the room for their pieces: buffers that are used again."""
 
     def __init__(self, models: int) -> None:
-        self._lock, self._room, self._open = threading.Lock(), ROOM + MORE * models, dict[str, Survey]()
+        self._lock, self._open = threading.Lock(), dict[str, Survey]()
+        self._room, self._idle = ROOM + MORE * models, list[Tensor]()
 
     def of(self, job: Job) -> Survey:
         """The survey of the job's tensor."""
@@ -75,17 +78,26 @@ class Surveys:
                 self._open[job.target.name] = Survey(job)
             return self._open[job.target.name]
 
-    def room_for(self, size: int) -> bool:
-        """Take so many bytes, if there are."""
+    def take(self, sizes: Sequence[int]) -> list[Tensor] | None:
+        """Buffers of so many bytes; None where there is no room for them."""
         with self._lock:
-            fits = size <= self._room
-            self._room -= size if fits else 0
-            return fits
+            if sum(sizes) > self._room:
+                return None
+            self._room -= sum(sizes)
+            taken = []
+            for size in sizes:
+                at = next((n for n, one in enumerate(self._idle) if one.numel() == size), None)
+                taken.append(torch.empty(size, dtype=torch.uint8) if at is None else self._idle.pop(at))
+            while self._idle and sum(one.numel() for one in self._idle) > self._room:
+                self._idle.pop(0)
+            return taken
 
-    def done(self, job: Job, kept: int) -> None:
-        """A piece is made: give the room of what was kept of it back, and forget the tensor with its last one."""
-        last = self.of(job).made()
+    def done(self, job: Job) -> None:
+        """A piece is made: take back what was kept of it, and forget the tensor with its last one."""
+        survey = self.of(job)
+        kept, last = survey.kept.pop(job.piece, []), survey.made()
         with self._lock:
-            self._room += kept
+            self._room += sum(one.numel() for one in kept)
+            self._idle += kept
             if last:
                 del self._open[job.target.name]
