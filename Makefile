@@ -21,7 +21,7 @@ test: lint
 
 lint: setup
 	$(BIN)/ruff check .
-	$(BIN)/mypy jpgen
+	$(BIN)/mypy jpgen demo
 	$(BIN)/lint-imports
 
 bench-mame bench-merge bench-speed bench-prompt: setup

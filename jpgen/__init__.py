@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jpgen.adapters import list_loras
     from jpgen.api import generate, generate_many, load_generation
     from jpgen.catalog import load_catalog
     from jpgen.errors import (
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.evolve.live import LiveMerge
+    from jpgen.merged import write_merge
+    from jpgen.metadata import Settings, file_name, parse_parameters, picture_name, read_settings
+    from jpgen.pictures import read_picture
     from jpgen.pipeline import Pipeline
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
     from jpgen.types import (
@@ -47,12 +52,17 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "jpgen.adapters": ("list_loras",),
     "jpgen.api": ("generate", "generate_many", "load_generation"),
     "jpgen.catalog": ("load_catalog",),
     "jpgen.errors": (
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
+    "jpgen.evolve.live": ("LiveMerge",),
+    "jpgen.merged": ("write_merge",),
+    "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
+    "jpgen.pictures": ("read_picture",),
     "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
     "jpgen.types": (
@@ -75,6 +85,7 @@ __all__ = [
     "JpgenError",
     "Lexicon",
     "LicenseError",
+    "LiveMerge",
     "MetadataError",
     "MissingExtraError",
     "ModelInfo",
@@ -85,6 +96,7 @@ __all__ = [
     "RecipeError",
     "SamplingConfig",
     "SettingError",
+    "Settings",
     "Step",
     "StudyError",
     "Style",
@@ -93,13 +105,20 @@ __all__ = [
     "WeightsError",
     "Wildcards",
     "apply_style",
+    "file_name",
     "generate",
     "generate_many",
+    "list_loras",
     "load_catalog",
     "load_generation",
     "load_lexicon",
     "load_styles",
     "normalize",
+    "parse_parameters",
+    "picture_name",
+    "read_picture",
+    "read_settings",
+    "write_merge",
 ]
 
 

@@ -15,6 +15,7 @@ import click
 from jpgen.cli.command import explained
 from jpgen.cli.evolving import evolve_command
 from jpgen.cli.merging import merge_group
+from jpgen.cli.prompts import prompts_group
 from jpgen.cli.weights import convert_command, lora_group
 from jpgen.errors import PromptError
 
@@ -252,6 +253,7 @@ main.add_command(convert_command)
 main.add_command(evolve_command)
 main.add_command(merge_group)
 main.add_command(lora_group)
+main.add_command(prompts_group)
 
 
 def _size(size: str | None) -> tuple[int | None, int | None]:

@@ -16,9 +16,9 @@ from jpgen.encoders import bert
 from jpgen.evaluate.bench_mame import Question
 from jpgen.evaluate.judge import Facts
 from jpgen.evolve.panel import halves
+from jpgen.evolve.live import formulas_of
 from jpgen.evolve.plan import Plan
 from jpgen.evolve.recipes import Formulas
-from jpgen.evolve.run import formulas_for
 from jpgen.evolve.scorers import Scorer
 from jpgen.merge.recipe import Free, Merge, Model, Recipe
 from jpgen.merge.search import Method
@@ -46,7 +46,7 @@ def write_parents(folder: Path) -> tuple[Path, Path]:
 
 def opened(recipe: Recipe, folder: Path) -> tuple[Pipeline, Formulas]:
     pipeline = toy()
-    return pipeline, formulas_for(pipeline, recipe, folder)
+    return pipeline, formulas_of(pipeline, recipe, folder)
 
 
 def questions(*texts: str) -> list[Question]:
