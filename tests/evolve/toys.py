@@ -15,8 +15,8 @@ from jpgen.backbones import pixart
 from jpgen.encoders import bert
 from jpgen.evaluate.bench_mame import Question
 from jpgen.evaluate.judge import Facts
-from jpgen.evolve.panel import halves
 from jpgen.evolve.live import formulas_of
+from jpgen.evolve.panel import halves
 from jpgen.evolve.plan import Plan
 from jpgen.evolve.recipes import Formulas
 from jpgen.evolve.scorers import Scorer
