@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ from jpgen.errors import WeightsError
 from jpgen.layout import Layout, recognise
 from jpgen.safety import Header, check_safetensors
 from jpgen.weights import load_weights
+
+log = logging.getLogger("jpgen")
 
 DENOISER = "denoiser"
 """The part that is a U-Net or a transformer; the others are `text_encoder`, `text_encoder_2` …"""
@@ -210,8 +213,8 @@ class Adapter:
         return "sd" if self.layout.variant in ("sd1", "sd2") else self.layout.variant
 
 
-def read_adapter(path: Path) -> Adapter:
-    """The adapter in a `.safetensors` file, whole or not at all; its tensors are mapped and take no memory.
+def read_adapter(path: Path, *, allow_unknown: bool = False) -> Adapter:
+    """The adapter in a `.safetensors` file, whole or not at all; its tensors are mapped and take no memory. Unknown names may be passed over.
 
     Raises WeightsError for a pickle, a damaged file, what is no adapter, names of unknown endings, factors that are missing, do not fit each other or
     are not finite: all of them named in one message.
@@ -220,7 +223,7 @@ def read_adapter(path: Path) -> Adapter:
     if layout.kind != "lora":
         raise WeightsError(f"{path} は LoRA ではありません / {path} is no LoRA but {layout.kind} of {layout.variant}")
     grouped: dict[tuple[str, str], dict[str, Tensor]] = {}
-    unknown = []
+    unknown, doubled = [], []
     for name, tensor in load_weights(path, None).items():
         split = _split(name)
         if split is None:
@@ -229,8 +232,12 @@ def read_adapter(path: Path) -> Adapter:
             part, module, factor = split
             factors = grouped.setdefault((part, module), {})
             if factor in factors:
-                unknown.append(f"{name} (there twice, by two names)")
+                doubled.append(f"{name} (there twice, by two names)")
             factors[factor] = tensor
+    if unknown and allow_unknown:
+        log.warning("%s: 読み飛ばしたキー / %d keys passed over: %s", path, len(unknown), some(unknown))
+        unknown = []
+    unknown += doubled
     if unknown:
         raise WeightsError(
             f"{path}: 読み方の分からないキーが {len(unknown)} 個あります / {len(unknown)} keys of an unknown kind of adapter: {some(unknown)}; "

@@ -10,9 +10,9 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,13 @@ from torch import Tensor
 
 from jpgen.errors import OutputError, WeightsError
 from jpgen.merge.evaluation import STRIP, TILE, Apply, Read, Tile, by_chance, by_rows, compute, compute_tile, look_at_tile, models_of, tile_length
-from jpgen.merge.plan import COPY, PIECE, STEPS, WHOLE, Job, Plan, label, plan
+from jpgen.merge.folders import Companions, put_in_place, require_companions, require_replaceable, write_companions
+from jpgen.merge.names import label
+from jpgen.merge.plan import COPY, PIECE, STEPS, WHOLE, Job, Plan, plan
 from jpgen.merge.provenance import Terms, describe
 from jpgen.merge.ranges import Part
 from jpgen.merge.recipe import Model, Recipe
-from jpgen.merge.sources import TYPES, Find, Reader
+from jpgen.merge.sources import TYPES, Find, Reader, turned
 from jpgen.merge.survey import Survey, Surveys
 from jpgen.safety import BITS
 
@@ -42,66 +44,93 @@ PAD = 64
 HALVES = ("F16", "BF16")
 
 
-def merge(recipe: Recipe, output: Path, *, find: Find | None = None, threads: int | None = None, terms: Mapping[str, Terms] | None = None) -> Path:
-    """Write what the recipe gives to `output` (a temporary file, then renamed); returns it.
+def merge(
+    recipe: Recipe, output: Path, *, find: Find | None = None, threads: int | None = None, terms: Mapping[str, Terms] | None = None,
+    companions: Companions | None = None,
+) -> Path:  # fmt: skip
+    """Write what the recipe gives to `output`, a file or folder (a temporary one, then renamed); returns it.
 
-    `find` finds the files of an input (default: names are paths), `terms` are the licences of the models by their names. Arithmetic is in fp32,
-    rounded once; a tensor comes out in the type it has in the first input unless the recipe says otherwise. The bytes depend on the recipe and the
-    inputs alone.
+    `find` finds the files of an input (default: names are paths), `terms` are the licences of the models by their names, `companions` writes what a
+    folder needs beside weights where no input is one. Arithmetic is in fp32, rounded once; a tensor comes out in the type it has in the first input
+    unless the recipe says otherwise. The bytes depend on the recipe and the inputs alone, the values not even on the layouts of the inputs.
 
-    Raises RecipeError, WeightsError for inputs that are damaged, differ in names or shapes (naming them) or are not finite, and OutputError for an
-    output that is one of the inputs, for a disk that is full (before any work) or cannot be written.
+    Raises RecipeError, WeightsError for inputs that are damaged, differ in names or shapes (naming them) or are not finite, SettingError for a folder
+    that no configs are for, and OutputError for an output that is one of the inputs, for a disk that is full (before any work) or cannot be written.
     """
-    made = plan(recipe, find)
+    made = plan(recipe, find, output=output)
     require_other(output, made)
-    return write(made, output, describe(made, terms or {}), threads=threads)
+    return write(made, output, describe(made, terms or {}), threads=threads, companions=companions)
 
 
 def require_other(output: Path, made: Plan) -> None:
-    """Raise OutputError if the output is one of the inputs."""
+    """Raise OutputError if the output is one of the inputs, or has one in it."""
     for leaf, paths in made.files.items():
-        if output.exists() and any(os.path.samefile(output, path) for path in paths):
+        inside = (one for path in paths for one in (path, *path.absolute().parents, *path.resolve().parents))
+        if output.exists() and any(os.path.samefile(output, one) for one in inside):
             raise OutputError(f"{output} は入力の {label(leaf)} です / {output} is the input {label(leaf)}: name another output")
 
 
-def write(made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int | None = None, copy_only: bool = False, sync: bool = True) -> Path:
-    """Carry out a plan.
+def write(
+    made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int | None = None, copy_only: bool = False, sync: bool = True,
+    companions: Companions | None = None,
+) -> Path:  # fmt: skip
+    """Carry out a plan; see `merge` for `companions`.
 
     `copy_only` writes the values of the first input as they are, and without `sync` the file is not made durable: for bench-merge alone.
     """
-    header = made.header(metadata)
-    size = len(header) + made.size
+    headers = [file.header(metadata) for file in made.outputs]
+    size = sum(map(len, headers)) + made.size
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
+        if made.folder:
+            require_companions(made, companions)
+            require_replaceable(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output.parent).free
         if size > free:
             raise OutputError(_no_space(output, f"{size / 1e9:.1f} GB wanted, {free / 1e9:.1f} GB free"))
-        number = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(number, 0, size)
-            else:
-                os.ftruncate(number, size)
-            _put(number, header, 0)
-            _run(made, number, len(header), threads or min(os.cpu_count() or 1, MAX_THREADS), copy_only)
-            if sync:
+        with ExitStack() as stack:
+            room = [stack.enter_context(_room(partial / file.path, header, file.size)) for file, header in zip(made.outputs, headers, strict=True)]
+            _run(made, room, threads or min(os.cpu_count() or 1, MAX_THREADS), copy_only)
+            for number, _ in room if sync else ():
                 os.fsync(number)
-        finally:
-            os.close(number)
-        os.replace(partial, output)
-        _sync_folder(output.parent)
+        if made.folder:
+            write_companions(made, partial, companions)
+            for path in (*partial.rglob("*"), partial) if sync else ():
+                _sync(path)
+            put_in_place(partial, output)
+        else:
+            os.replace(partial, output)
+        _sync(output.parent)
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(_no_space(output, error.strerror or str(error))) from error
     finally:
-        if partial.parent.is_dir():
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        elif partial.parent.is_dir():
             partial.unlink(missing_ok=True)
     return output
 
 
-def _run(made: Plan, number: int, start: int, threads: int, copy_only: bool) -> None:
+@contextmanager
+def _room(path: Path, header: bytes, size: int) -> Iterator[tuple[int, int]]:
+    """A new file with this header and room for so many bytes of values: its number, and where the values begin; open for the time of the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(number, 0, len(header) + size)
+        else:
+            os.ftruncate(number, len(header) + size)
+        _put(number, header, 0)
+        yield number, len(header)
+    finally:
+        os.close(number)
+
+
+def _run(made: Plan, room: Sequence[tuple[int, int]], threads: int, copy_only: bool) -> None:
     """Do all jobs by so many threads; the first error ends them all."""
     reader = Reader([path for source in made.sources.values() for path in source.files])
     jobs, lock = iter(job for job in made.jobs if job.makes or not copy_only), threading.Lock()
@@ -109,7 +138,7 @@ def _run(made: Plan, number: int, start: int, threads: int, copy_only: bool) -> 
     stop = common.stop
 
     def work() -> None:
-        worker = _Worker(made, reader, number, start, common, copy_only)
+        worker = _Worker(made, reader, room, common, copy_only)
         with torch.inference_mode():
             while not stop.is_set():
                 with lock:
@@ -147,8 +176,8 @@ class _Common:
 class _Worker:
     """One thread's buffers, and how it does a job."""
 
-    def __init__(self, made: Plan, reader: Reader, number: int, start: int, common: _Common, copy_only: bool) -> None:
-        self._plan, self._reader, self._number, self._start, self._common, self._copy_only = made, reader, number, start, common, copy_only
+    def __init__(self, made: Plan, reader: Reader, room: Sequence[tuple[int, int]], common: _Common, copy_only: bool) -> None:
+        self._plan, self._reader, self._room, self._common, self._copy_only = made, reader, room, common, copy_only
         self._buffers: list[np.ndarray] = []
         self._tiles: list[Tensor] = []
         self._out = np.empty(0, np.uint8)
@@ -282,6 +311,9 @@ class _Worker:
         """The bytes of each place in a buffer that is used again, filled up to a multiple of `more` values."""
         made = []
         for index, place in enumerate(job.places):
+            if place.view:
+                made.append(self._reader.tensor(place).reshape(-1).view(torch.uint8))
+                continue
             bits = BITS[place.stored.dtype] // 8
             room = -(-job.count // more) * more * bits if more else place.size
             if index == len(self._buffers):
@@ -301,7 +333,11 @@ class _Worker:
         return first
 
     def _write(self, job: Job, data: Tensor) -> None:
-        _put(self._number, data.numpy(), self._start + job.begin)
+        if job.view:
+            values = data.view(TYPES[job.dtype]).reshape(job.places[0].stored.shape)
+            data = turned(values, job.view).reshape(-1).view(torch.uint8)
+        number, start = self._room[job.file]
+        _put(number, data.numpy(), start + job.begin)
 
     def _require_finite(self, job: Job, out: Tensor) -> None:
         """Raise WeightsError naming the tensor and the inputs it comes from unless all values are finite."""
@@ -356,10 +392,10 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable, where folders can be opened."""
+def _sync(path: Path) -> None:
+    """Make a file, or the new names in a folder, durable, where it can be opened."""
     try:
-        number = os.open(folder, os.O_RDONLY)
+        number = os.open(path, os.O_RDONLY)
     except OSError:
         return
     try:

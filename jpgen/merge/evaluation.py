@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from jpgen.merge.sources import Share, component_of
 
 TILE = 1 << 17
 """Values that a method that works value by value is given at a time; each tile of a tensor has its own lots."""
+
+PIECE = 8 * TILE
+"""Values that are read and written at a time; what looks see is summed in each, then over all."""
 
 STRIP = 1 << 18
 """The same of methods without lots that look at values alone: as long as the buffers stay in the processor's caches, fewer calls are faster."""
@@ -60,12 +63,13 @@ Expression = Read | Apply | Adapt
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, and what adapters there are."""
+    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, what adapters there are, and what files call it (`also`)."""
 
     name: str
     block: str = ""
     seed: int = 0
     shares: Shares = field(default_factory=dict, hash=False, compare=False)
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,15 +197,20 @@ def look_at_tile(
 
 def _in_tiles(made: Apply, target: Target, inputs: Sequence[Tensor], rows: bool) -> Tensor:
     """The method on whole inputs, tile by tile."""
+    if not inputs[0].numel():
+        return inputs[0]
     shape, flat, seen = inputs[0].shape, [one.reshape(-1) for one in inputs], dict[str, Any]()
     length = tile_length(shape, rows)
     tiles = [(Tile(number, Part(start, tuple(shape))), start) for number, start in enumerate(range(0, flat[0].numel(), length))]
     for look in made.method.looks:
-        shares = (
-            look.of([one[start : start + length].clone() for one in flat], dict(made.values), seen.get(made.place), _placed(tile))
-            for tile, start in tiles
-        )
-        total = sum(shares, start=torch.zeros((), dtype=torch.int64))
+        pieces: list[Tensor] = []
+        for tile, start in tiles:
+            share = look.of([one[start : start + length].clone() for one in flat], dict(made.values), seen.get(made.place), _placed(tile))
+            if tile.number % max(PIECE // length, 1):
+                pieces[-1] = pieces[-1].add_(share)
+            else:
+                pieces.append(share)
+        total = sum(pieces[1:], start=pieces[0])
         seen[made.place] = look.told(total, dict(made.values), seen.get(made.place), flat[0].numel())
     whole = torch.empty_like(flat[0])
     for tile, start in tiles:
@@ -246,7 +255,7 @@ def _adapted(made: Adapt, target: Target, read: Callable[[Model, str], Tensor], 
         elif len(share.targets) == 1:
             delta = share.change.delta(base)
         else:
-            others = [Target(name, target.block, target.seed, target.shares) for name in share.targets]
+            others = [replace(target, name=name, also=()) for name in share.targets]
             delta = share.change.delta(torch.cat([compute(expression(made.node, one, made.place), one, read, rows=rows) for one in others]))
         total.add_(delta[share.start : share.end].reshape(total.shape), alpha=scale)
     return total
@@ -275,7 +284,7 @@ def _value(place: str, node: Merge, name: str, target: Target, count: int) -> An
     parameter = find_method(node.method).parameters[name]
     given: Param | None = node.params.get(name)
     if isinstance(given, Mapping):
-        given = chosen(given, target.name, component_of(target.name), target.block)
+        given = chosen(given, target.name, component_of(target.name), target.block, target.also)
     if given is None:
         given = parameter.default
     if given is None:
