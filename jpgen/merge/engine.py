@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,15 @@ import torch
 from torch import Tensor
 
 from jpgen.errors import OutputError, WeightsError
-from jpgen.merge.evaluation import STRIP, TILE, Apply, Read, by_chance, compute, models_of
+from jpgen.merge.evaluation import STRIP, TILE, Apply, Read, Tile, by_chance, by_rows, compute, compute_tile, look_at_tile, models_of, tile_length
 from jpgen.merge.folders import Companions, put_in_place, require_companions, require_replaceable, write_companions
 from jpgen.merge.names import label
-from jpgen.merge.plan import COPY, PIECE, WHOLE, Job, Plan, plan
+from jpgen.merge.plan import COPY, PIECE, STEPS, WHOLE, Job, Plan, plan
 from jpgen.merge.provenance import Terms, describe
+from jpgen.merge.ranges import Part
 from jpgen.merge.recipe import Model, Recipe
 from jpgen.merge.sources import TYPES, Find, Reader, turned
+from jpgen.merge.survey import Survey, Surveys
 from jpgen.safety import BITS
 
 MAX_THREADS = 4
@@ -130,10 +133,12 @@ def _room(path: Path, header: bytes, size: int) -> Iterator[tuple[int, int]]:
 def _run(made: Plan, room: Sequence[tuple[int, int]], threads: int, copy_only: bool) -> None:
     """Do all jobs by so many threads; the first error ends them all."""
     reader = Reader([path for source in made.sources.values() for path in source.files])
-    jobs, lock, stop, large = iter(made.jobs), threading.Lock(), threading.Event(), threading.Lock()
+    jobs, lock = iter(job for job in made.jobs if job.makes or not copy_only), threading.Lock()
+    common = _Common(Surveys(len(made.sources)), threading.Event(), threading.Lock())
+    stop = common.stop
 
     def work() -> None:
-        worker = _Worker(made, reader, room, large, copy_only)
+        worker = _Worker(made, reader, room, common, copy_only)
         with torch.inference_mode():
             while not stop.is_set():
                 with lock:
@@ -159,11 +164,20 @@ def _run(made: Plan, room: Sequence[tuple[int, int]], threads: int, copy_only: b
         reader.close()
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What threads share: what they have seen of tensors, whether one of them failed, and whose turn it is to have a large tensor whole."""
+
+    surveys: Surveys
+    stop: threading.Event
+    large: threading.Lock
+
+
 class _Worker:
     """One thread's buffers, and how it does a job."""
 
-    def __init__(self, made: Plan, reader: Reader, room: Sequence[tuple[int, int]], large: threading.Lock, copy_only: bool) -> None:
-        self._plan, self._reader, self._room, self._large, self._copy_only = made, reader, room, large, copy_only
+    def __init__(self, made: Plan, reader: Reader, room: Sequence[tuple[int, int]], common: _Common, copy_only: bool) -> None:
+        self._plan, self._reader, self._room, self._common, self._copy_only = made, reader, room, common, copy_only
         self._buffers: list[np.ndarray] = []
         self._tiles: list[Tensor] = []
         self._out = np.empty(0, np.uint8)
@@ -180,9 +194,11 @@ class _Worker:
             data = self._read_all(job)[0]
             self._require_finite(job, data.view(TYPES[job.dtype]))
             self._write(job, data)
+        elif job.kind == STEPS:
+            self._in_steps(job)
         elif job.kind == WHOLE:
             if job.count >= LARGE:
-                with self._large:
+                with self._common.large:
                     self._whole(job)
             else:
                 self._whole(job)
@@ -203,14 +219,65 @@ class _Worker:
         self._require_finite(job, out)
         self._write(job, out.view(torch.uint8))
 
+    def _in_steps(self, job: Job) -> None:
+        """Look at a piece, or make its values; or both, of a tensor that is one piece."""
+        surveys, survey = self._common.surveys, self._common.surveys.of(job)
+        if not survey.wait(job.step, self._common.stop):
+            return
+        kept = survey.kept.get(job.piece)
+        if kept is None and not job.makes and (kept := surveys.take([place.size for place in job.places])) is not None:
+            survey.kept[job.piece] = kept
+            for place, room in zip(job.places, kept, strict=True):
+                self._reader.read(place.path, place.stored.begin, room.numpy())
+        data = self._read_all(job) if kept is None else kept
+        held = {
+            model: one.view(TYPES[place.stored.dtype]) for model, one, place in zip(models_of(job.made), data, job.places, strict=True)
+        }
+        for step in range(len(survey.passes)) if job.pieces == 1 else () if job.makes else (job.step,):
+            survey.add(step, job.piece, self._look(job, step, held, survey))
+        if job.makes:
+            self._make(job, held, survey)
+            surveys.done(job)
+
+    def _look(self, job: Job, step: int, held: Mapping[Model, Tensor], survey: Survey) -> list[Tensor]:
+        """What the looks of a pass give for a piece."""
+        totals: list[Tensor] = []
+        for tile, values in self._tiles_of(job, held):
+            shares = [
+                look_at_tile(node, number, job.target, self._tile_reader(values), tile=tile, seen=survey.seen)
+                for node, number in survey.passes[step]
+            ]
+            totals = [total.add_(one) for total, one in zip(totals, shares, strict=True)] if totals else shares
+        return totals
+
+    def _make(self, job: Job, held: Mapping[Model, Tensor], survey: Survey) -> None:
+        """The values of a piece."""
+        out, at = self._space(job, job.count), 0
+        for tile, values in self._tiles_of(job, held):
+            made = compute_tile(job.made, job.target, self._tile_reader(values), tile=tile, seen=survey.seen)
+            end = at + made.numel()
+            out[at:end].copy_(_in_range(made, job.dtype))
+            at = end
+        self._require_finite(job, out)
+        self._write(job, out.view(torch.uint8))
+
+    def _tiles_of(self, job: Job, held: Mapping[Model, Tensor]) -> Iterator[tuple[Tile, dict[Model, Tensor]]]:
+        """The tiles of a piece of one tensor, and the values of the models there."""
+        length = tile_length(job.shape, by_rows(job.made))
+        for number, begin in enumerate(range(0, job.count, length), job.first):
+            yield Tile(number, Part(number * length, job.shape)), {model: values[begin : begin + length] for model, values in held.items()}
+
+    def _space(self, job: Job, count: int) -> Tensor:
+        """Room for so many values of the result, used again and again."""
+        size = count * BITS[job.dtype] // 8
+        if len(self._out) < size:
+            self._out = np.empty(max(size, (PIECE + PAD) * BITS[job.dtype] // 8), np.uint8)
+        return torch.from_numpy(self._out[:size]).view(TYPES[job.dtype])
+
     def _in_tiles(self, job: Job) -> None:
-        kind, bits = TYPES[job.dtype], BITS[job.dtype] // 8
         inputs = [data.view(TYPES[place.stored.dtype]) for data, place in zip(self._read_all(job, PAD), job.places, strict=True)]
         padded = -(-job.count // PAD) * PAD
-        if len(self._out) < padded * bits:
-            self._out = np.empty((PIECE + PAD) * bits, np.uint8)
-        out = torch.from_numpy(self._out[: padded * bits]).view(kind)
-        made = job.made
+        out, made = self._space(job, padded), job.made
         way = _way(made)
         if job.dtype in HALVES and way is not None and len(inputs) == 2 and all(place.stored.dtype == job.dtype for place in job.places):
             torch.lerp(inputs[0], inputs[1], way, out=out)  # rounds the fp32 result once (tests/merge/test_engine.py)
@@ -220,7 +287,8 @@ class _Worker:
             for number, begin in enumerate(range(0, padded, length)):
                 end = min(begin + length, padded)
                 read = self._tile_reader({model: values[begin:end] for model, values in held.items()})
-                out[begin:end].copy_(_in_range(compute(made, job.target, read, job.first + number), job.dtype))
+                values = compute_tile(made, job.target, read, tile=Tile(job.first + number), seen={})
+                out[begin:end].copy_(_in_range(values, job.dtype))
         self._require_finite(job, out[: job.count])
         self._write(job, out[: job.count].view(torch.uint8))
 
@@ -230,9 +298,12 @@ class _Worker:
 
         def read(model: Model, _name: str) -> Tensor:
             index, values = next(taken), held[model]
+            count = values.numel()
             if index == len(self._tiles):
                 self._tiles.append(torch.empty(STRIP))
-            return self._tiles[index][: len(values)].copy_(values)
+            if self._tiles[index].numel() < count:  # a row that is longer
+                self._tiles[index] = torch.empty(count)
+            return self._tiles[index][:count].copy_(values)
 
         return read
 

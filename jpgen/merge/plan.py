@@ -9,7 +9,22 @@ from pathlib import Path
 
 from jpgen.errors import SettingError
 from jpgen.lora import Adapter
-from jpgen.merge.evaluation import TILE, Expression, Read, Shares, Target, by_chance, expression, in_tiles, models_of
+from jpgen.merge.evaluation import (
+    PIECE,
+    TILE,
+    Expression,
+    Read,
+    Shares,
+    Target,
+    by_chance,
+    by_rows,
+    expression,
+    in_steps,
+    in_tiles,
+    models_of,
+    passes,
+    tile_length,
+)
 from jpgen.merge.groups import block_namer
 from jpgen.merge.names import FOLDER, SINGLE, in_common_names, is_aside, require_alike
 from jpgen.merge.outputs import File, Seat, laid_out
@@ -19,10 +34,7 @@ from jpgen.safety import BITS, Stored
 
 OUTPUT = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": "F8_E4M3"}
 
-PIECE = 8 * TILE
-"""Values that are read and written at a time."""
-
-COPY, TILES, WHOLE = "copy", "tiles", "whole"
+COPY, TILES, STEPS, WHOLE = "copy", "tiles", "steps", "whole"
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,9 @@ class Job:
     """A piece of the result: `count` values of type `dtype` at byte `begin` of a file's, made by `made` of what is at `places`, in the way `kind`.
 
     `names` are the tensors in it, with the value of the piece at which each begins; `first` is the number of its first tile, `file` that of the file.
-    Where `view` says so it lies the other way round there; then, or where a place does, the piece is a whole tensor.
+    Where `view` says so it lies the other way round there; then, or where a place does, the piece is a whole tensor. A tensor made in STEPS has for
+    each pass a job for each of its `pieces`, of which this is number `piece`; those of the last `step` make its values. One that is a single piece
+    is one job.
     """
 
     kind: str
@@ -44,6 +58,11 @@ class Job:
     first: int = 0
     file: int = 0
     view: str = ""
+    shape: tuple[int, ...] = ()
+    step: int = 0
+    piece: int = 0
+    pieces: int = 1
+    makes: bool = True
 
     @property
     def turned(self) -> bool:
@@ -85,7 +104,7 @@ class Plan:
     @property
     def bytes_needed(self) -> int:
         """Bytes of the inputs that must be read."""
-        return sum(place.size for job in self.jobs for place in job.places)
+        return sum(place.size for job in self.jobs if job.makes for place in job.places)
 
 
 def plan(recipe: Recipe, find: Find | None = None, *, output: Path | None = None) -> Plan:
@@ -173,14 +192,15 @@ def _job(parts: _Parts, name: str, stored: Stored) -> Job:
         made = expression(parts.recipe.root, target)
         places = tuple(sources[model].tensors[name] for model in models_of(made))
     copied = isinstance(made, Read) and places[0].stored.dtype == stored.dtype
-    kind = COPY if copied else TILES if in_tiles(made) else WHOLE
-    job = Job(kind, made, target, stored.dtype, seat.begin, math.prod(stored.shape), places, ((0, name),), file=seat.file, view=seat.view)
-    return replace(job, kind=WHOLE) if job.turned and kind == TILES else job
+    kind = COPY if copied else TILES if in_tiles(made) else STEPS if in_steps(made) else WHOLE
+    count = math.prod(stored.shape)
+    job = Job(kind, made, target, stored.dtype, seat.begin, count, places, ((0, name),), file=seat.file, view=seat.view, shape=stored.shape)
+    return replace(job, kind=WHOLE) if job.turned and kind != COPY else job
 
 
 def _follows(last: Job, job: Job) -> bool:
     """Whether the two may be one piece."""
-    if last.kind != job.kind or last.kind == WHOLE or last.dtype != job.dtype or last.dtype not in TYPES or not _alike(last.made, job.made):
+    if last.kind != job.kind or last.kind in (STEPS, WHOLE) or last.dtype != job.dtype or last.dtype not in TYPES or not _alike(last.made, job.made):
         return False
     if last.file != job.file or last.turned or job.turned:
         return False
@@ -203,6 +223,9 @@ def _longer(one: Place, other: Place) -> Place:
 def _pieces(runs: Iterator[Job]) -> Iterator[Job]:
     """Runs cut into pieces of PIECE values; whole tensors and those of other types stay whole."""
     for run in runs:
+        if run.kind == STEPS:
+            yield from _steps(run)
+            continue
         if run.kind == WHOLE or run.turned or run.dtype not in TYPES or run.count <= PIECE:
             yield run
             continue
@@ -218,6 +241,23 @@ def _pieces(runs: Iterator[Job]) -> Iterator[Job]:
             names = tuple((max(offset - start, 0), name) for offset, name in run.names[at : end + 1])
             places = tuple(_cut(place, start, count) for place in run.places)
             yield replace(run, begin=run.begin + start * bytes_out, count=count, places=places, names=names, first=start // TILE)
+
+
+def _steps(run: Job) -> Iterator[Job]:
+    """The jobs of a tensor that is looked at before it is made: every piece in a pass before any of the next."""
+    tile = tile_length(run.shape, by_rows(run.made))
+    length = max(PIECE // tile, 1) * tile
+    if run.count <= length:
+        yield run
+        return
+    starts, last = range(0, run.count, length), len(passes(run.made))
+    for step in range(last + 1):
+        for piece, start in enumerate(starts):
+            count = min(length, run.count - start)
+            begin, places = run.begin + start * BITS[run.dtype] // 8, tuple(_cut(place, start, count) for place in run.places)
+            yield replace(
+                run, begin=begin, count=count, places=places, first=start // tile, step=step, piece=piece, pieces=len(starts), makes=step == last
+            )
 
 
 def _cut(place: Place, start: int, count: int) -> Place:
