@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.evaluate.scores import clip_score, retrieve, zero_shot
     from jpgen.pipeline import Pipeline
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
     from jpgen.types import (
@@ -53,6 +54,7 @@ _HOMES = {
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
+    "jpgen.evaluate.scores": ("clip_score", "retrieve", "zero_shot"),
     "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
     "jpgen.types": (
@@ -93,6 +95,7 @@ __all__ = [
     "WeightsError",
     "Wildcards",
     "apply_style",
+    "clip_score",
     "generate",
     "generate_many",
     "load_catalog",
@@ -100,6 +103,8 @@ __all__ = [
     "load_lexicon",
     "load_styles",
     "normalize",
+    "retrieve",
+    "zero_shot",
 ]
 
 

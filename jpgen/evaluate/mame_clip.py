@@ -36,6 +36,7 @@ HEAD = "image"
 class ClipConfig:
     """Sizes of mame-clip: width of a pooled text state, of the features that are compared, and of the image tower."""
 
+    model_type: str = "mame-clip"
     text_width: int = 384
     width: int = 384
     widths: tuple[int, int, int] = (64, 128, 256)
@@ -123,7 +124,7 @@ class MameClip:
         return self.network.text_features(pooled(self.encoder, texts))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def pooled(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
     """The mean token state of each text, fp32 [texts, width]."""
     out = torch.empty(len(texts), encoder.spec.width)
