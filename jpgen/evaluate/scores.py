@@ -80,7 +80,7 @@ def zero_shot(
     """
     names = _texts(labels, "ラベル / label")
     if not names:
-        raise PromptError("ラベルがありません。見分けたいものの名前を渡してください（例: 犬 猫 図） / no labels: name what it may show, e.g. 犬 猫 図")
+        raise PromptError("ラベルがありません。見分けるものの名前を渡してください（例: 犬 猫 図） / no labels: name what it may show")
     if twice := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
         raise PromptError(f"同じラベルが二度あります / labels given twice: {', '.join(twice[:5])}; give each once")
     (picture,) = _pictures([image])
@@ -145,6 +145,7 @@ def _texts(texts: Sequence[str], what: str) -> list[str]:
 def _finite(features: Tensor, scorer: ImageTextScorer) -> Tensor:
     if not features.isfinite().all():
         raise WeightsError(
-            f"{scorer.name} の出力が数になりません（NaN） / {scorer.name} gives features that are no numbers (NaN): its weights are damaged; fetch it again"
+            f"{scorer.name} の出力が数になりません（NaN） / {scorer.name} gives features that are no numbers (NaN): "
+            "its weights are damaged; fetch it again"
         )
     return features

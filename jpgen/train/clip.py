@@ -134,8 +134,9 @@ class ClipScenes(IterableDataset[tuple[Tensor, Tensor, list[str]]]):
 
 
 def train_clip(
-    data: Path, out: Path, *, steps: int, learning_rate: float = 7e-4, workers: int = 1, judge: Judge | None = None, encoder: TextEncoder | None = None
-) -> MameClip:
+    data: Path, out: Path, *, steps: int, learning_rate: float = 7e-4, workers: int = 1, judge: Judge | None = None,
+    encoder: TextEncoder | None = None,
+) -> MameClip:  # fmt: skip
     """Train for `steps` batches of 48 in all and write config and weights to `out/`; it begins from the `judge` (the package's own).
 
     The state and the curve stand beside the folder, as `out.pt` (which it resumes) and `out.jsonl`. Raises TrainingDataError if `data` has no
@@ -180,7 +181,7 @@ def train_clip(
 
 
 def _optimizer(network: ClipNetwork, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW; the finest grid stays as the judge has it, the map of the texts, which must go on to fit words nobody trained, learns ten times slower."""
+    """AdamW; the finest grid stays as the judge has it; the map of the texts, which must fit words nobody trained too, learns ten times slower."""
     network.tower.body[:FROZEN].requires_grad_(False)
     tower = [p for p in network.tower.parameters() if p.requires_grad]
     groups = [

@@ -74,7 +74,10 @@ def read_banks(encoder: TextEncoder) -> dict[str, Bank]:
         "background": {language: [getattr(b, language) for b in BACKGROUNDS[1:]] for language in FRAMES},
         "style": {language: [getattr(s, language) for s in STYLES[1:]] for language in FRAMES},
         "color": {"ja": [_framed(c.ja, ("{}もの",)) for c in COLORS], "en": [(c.en, f"a {c.en} thing") for c in COLORS]},
-        "count": {"ja": [(f"{KANJI_DIGITS[n]}つ", f"{KANJI_DIGITS[n]}匹", f"{n}つのもの") for n in numbers], "en": [(ENGLISH_DIGITS[n], f"{n} things") for n in numbers]},
+        "count": {
+            "ja": [(f"{KANJI_DIGITS[n]}つ", f"{KANJI_DIGITS[n]}匹", f"{n}つのもの") for n in numbers],
+            "en": [(ENGLISH_DIGITS[n], f"{n} things") for n in numbers],
+        },
     }
     return {name: _bank(encoder, texts) for name, texts in said.items()}
 
