@@ -62,7 +62,7 @@ def clip_score(images: Sequence[Picture], texts: Sequence[str], *, model: str | 
     scorer = open_scorer(model)
     if not said:
         return []
-    return _percent(_finite(scorer.image_features(pictures), scorer) * _finite(scorer.text_features(said), scorer))
+    return _percent(finite(scorer.image_features(pictures), scorer) * finite(scorer.text_features(said), scorer))
 
 
 def zero_shot(
@@ -85,7 +85,7 @@ def zero_shot(
         raise PromptError(f"同じラベルが二度あります / labels given twice: {', '.join(twice[:5])}; give each once")
     (picture,) = _pictures([image])
     scorer = open_scorer(model)
-    feature = _finite(scorer.image_features([picture]), scorer)
+    feature = finite(scorer.image_features([picture]), scorer)
     chances = (scorer.scale * feature @ label_features(scorer, names, templates).T).softmax(dim=1)[0]
     order = chances.argsort(descending=True, stable=True)
     return [Guess(names[i], float(chances[i])) for i in order.tolist()]
@@ -97,7 +97,7 @@ def label_features(scorer: ImageTextScorer, labels: Sequence[str], templates: Se
         raise PromptError(f"テンプレートには {{}} が要ります / a template needs {{}} for the label, e.g. {{}}の写真: got {list(templates)!r}")
     frames = [templates or TEMPLATES["ja" if is_japanese(label) else "en"] for label in labels]
     texts = [frame.replace("{}", label) for label, of_label in zip(labels, frames, strict=True) for frame in of_label]
-    features = _finite(scorer.text_features(texts), scorer)
+    features = finite(scorer.text_features(texts), scorer)
     means = [rows.mean(dim=0) for rows in features.split([len(of_label) for of_label in frames])]
     return F.normalize(torch.stack(means), dim=-1)
 
@@ -120,7 +120,7 @@ def retrieve(
     if not pictures:
         return []
     scorer = open_scorer(model)
-    scores = torch.tensor(_percent(_finite(scorer.image_features(pictures), scorer) * _finite(scorer.text_features(said), scorer)))
+    scores = torch.tensor(_percent(finite(scorer.image_features(pictures), scorer) * finite(scorer.text_features(said), scorer)))
     return [Match(i, float(scores[i])) for i in scores.argsort(descending=True, stable=True).tolist()[:top]]
 
 
@@ -142,7 +142,8 @@ def _texts(texts: Sequence[str], what: str) -> list[str]:
     return list(texts)
 
 
-def _finite(features: Tensor, scorer: ImageTextScorer) -> Tensor:
+def finite(features: Tensor, scorer: ImageTextScorer) -> Tensor:
+    """The features; raises WeightsError if any is no number."""
     if not features.isfinite().all():
         raise WeightsError(
             f"{scorer.name} の出力が数になりません（NaN） / {scorer.name} gives features that are no numbers (NaN): "
