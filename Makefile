@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint bench-mame bench-merge bench-speed bench-prompt wheel clean
+.PHONY: setup run test lint bench-mame bench-merge bench-speed bench-prompt bench-t2i wheel clean
 
 setup: .venv/.ready
 
@@ -24,7 +24,7 @@ lint: setup
 	$(BIN)/mypy jpgen
 	$(BIN)/lint-imports
 
-bench-mame bench-merge bench-speed bench-prompt: setup
+bench-mame bench-merge bench-speed bench-prompt bench-t2i: setup
 	$(BIN)/python -m jpgen.evaluate.$(subst -,_,$@)
 
 wheel: setup

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.evaluate.cases import Arm, Case
+    from jpgen.evaluate.compare import compare
     from jpgen.evaluate.scores import clip_score, retrieve, zero_shot
     from jpgen.pipeline import Pipeline
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
@@ -54,6 +56,8 @@ _HOMES = {
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
+    "jpgen.evaluate.cases": ("Arm", "Case"),
+    "jpgen.evaluate.compare": ("compare",),
     "jpgen.evaluate.scores": ("clip_score", "retrieve", "zero_shot"),
     "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
@@ -66,7 +70,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdapterInfo",
+    "Arm",
     "Cancelled",
+    "Case",
     "Conditioning",
     "ConditioningSpec",
     "Control",
@@ -96,6 +102,7 @@ __all__ = [
     "Wildcards",
     "apply_style",
     "clip_score",
+    "compare",
     "generate",
     "generate_many",
     "load_catalog",

@@ -15,7 +15,7 @@ LANGUAGES = ("ja", "en")
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt: Japanese, the same in English ("": none), what it means without its trappings ("": as it says), tags by which results are grouped."""
+    """One prompt: Japanese, the same in English ("": none), what it means without trappings ("": as it says), tags by which results are grouped."""
 
     ja: str
     en: str = ""
@@ -31,7 +31,7 @@ class Case:
         """The prompt in "ja" or "en"; raises PromptError if there is none."""
         if text := {"ja": self.ja, "en": self.en}[language]:
             return text
-        raise PromptError(f"「{self.ja[:40]}」に英語がありません / {self.ja[:40]!r} has no English, which an arm wants: give en= or leave that arm out")
+        raise PromptError(f"「{self.ja[:40]}」に英語がありません / no English for {self.ja[:40]!r}, which an arm wants: give en= or leave that arm out")
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,14 @@ def read_cases(path: Path, *, split: str = "", limit: int | None = None) -> tupl
     if not rows or "ja" not in rows[0]:
         raise PromptError(f"{path} に列 ja がありません / {path} has no rows or no column ja: wanted ja and, if any, en, clean, tags, split")
     kept = [row for row in rows if not split or row.get("split") == split]
-    cases = [Case(row["ja"], row.get("en") or "", row.get("clean") or "", tuple((row.get("tags") or row.get("category") or "").split())) for row in kept]
+    cases = [_case(row) for row in kept]
     if not cases or not all(case.ja.strip() for case in cases):
         raise PromptError(f"{path}: 使える行がありません / no usable row (split {split!r}), or one whose ja is empty")
     cases = list(dict.fromkeys(cases))
     if limit is not None and limit < len(cases):
         cases = [cases[i * len(cases) // max(1, limit)] for i in range(max(1, limit))]
     return tuple(cases)
+
+
+def _case(row: dict[str, str]) -> Case:
+    return Case(row["ja"], row.get("en") or "", row.get("clean") or "", tuple((row.get("tags") or row.get("category") or "").split()))

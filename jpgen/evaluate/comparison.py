@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas
 
 REPORT = "report.html"
+STATISTICS: Mapping[str, Callable[[np.ndarray], Any]] = {"mean": np.mean, "median": np.median, "std": np.std}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Comparison:
             values = self.values(arm.name)
             known = values[np.isfinite(values)]
             row: dict[str, Any] = {"arm": arm.name, "pictures": len(known), "undrawn": len(values) - len(known)}
-            row |= {"mean": _or_nan(known.mean, known), "median": _or_nan(lambda known=known: np.median(known), known), "std": _or_nan(known.std, known)}
+            row |= {name: float(of(known)) if len(known) else float("nan") for name, of in STATISTICS.items()}
             if number and len(known):
                 found = self.difference(arm.name, self.arms[0].name)
                 row |= {"difference": found.mean, "low": found.low, "high": found.high, "wins": found.wins}
@@ -107,10 +109,6 @@ class Comparison:
 
     def _has(self, outcome: Outcome, tag: str) -> bool:
         return not tag or tag in self.cases[outcome.case].tags
-
-
-def _or_nan(of: Any, known: np.ndarray) -> float:
-    return float(of()) if len(known) else float("nan")
 
 
 def _pandas() -> Any:

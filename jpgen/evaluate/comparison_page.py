@@ -37,7 +37,8 @@ def write_page(found: Comparison, path: Path) -> Path:
     parts = [
         "<!doctype html><html lang=ja><meta charset=utf-8>",
         f"<title>jpgen compare</title><style>{STYLE}</style>",
-        f"<h1>比べた結果 / Comparison</h1><p>{len(found.cases)} 個のプロンプト × {len(found.seeds)} シード × {len(found.arms)} 通り、採点 / scored by "
+        f"<h1>比べた結果 / Comparison</h1><p>{len(found.cases)} 個のプロンプト × {len(found.seeds)} シード × {len(found.arms)} 通り、"
+        "採点 / scored by "
         f"<b>{html.escape(found.scorer)}</b>。100 × コサイン、同じプロンプト・同じシードの組で比べる / paired by prompt and seed.</p>",
         "<h2>それぞれ / Arms</h2>", _arms(found),
         "<h2>差 / Differences</h2><p><small>95 % は、プロンプト単位のブートストラップ / bootstrap over prompts; "

@@ -47,7 +47,8 @@ class Journal:
                 self.rows[row["key"]] = row
             except (ValueError, KeyError, TypeError) as error:
                 raise OutputError(
-                    f"{self._path} の {number} 行目が壊れています / line {number} of {self._path} is damaged ({error}): remove that line to go on without it"
+                    f"{self._path} の {number} 行目が壊れています / line {number} of {self._path} is damaged ({error}): "
+                    "remove that line to go on without it"
                 ) from error
 
     def picture(self, key: str) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jpgen.errors import StudyError
-from jpgen.evaluate.bench_mame import bootstrap
+from jpgen.evaluate.statistics import bootstrap
 from jpgen.evolve.plan import Plan, read_plan
 from jpgen.evolve.recipes import Formulas, Read, Recipe, leaves, parents
 from jpgen.evolve.report import draw_front, save_recipe, write_page, write_text
