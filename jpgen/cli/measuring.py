@@ -33,7 +33,7 @@ def score_command(image: Path, labels: tuple[str, ...], model: str, templates: t
 
 @click.command("compare")
 @click.argument("prompts", type=click.Path(path_type=Path))
-@click.option("--arm", "arms", multiple=True, metavar="NAME:KEY=VALUE,...", help="描き方（何度でも）。例: raw:normalize=off en:language=en / a way to draw")
+@click.option("--arm", "arms", multiple=True, metavar="NAME:KEY=VALUE,...", help="描き方（何度でも）。例: raw:normalize=off / a way to draw")
 @click.option("--seeds", type=int, default=4, show_default=True, help="一つのプロンプトのシードの数 / seeds a prompt")
 @click.option("--scorer", default="mame-clip", show_default=True, help="採点モデルの名前かフォルダ / scorer")
 @click.option("--split", default="", help="TSV の split がこれの行だけ / only rows of this split")
@@ -66,14 +66,16 @@ def compare_command(
 @click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="絵の置き場 / art and sprites")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/clip"), show_default=True, help="モデルの置き場 / the model's folder")
 @click.option("--steps", type=int, default=1000, show_default=True, help="通算のステップ数 / steps in all")
+@click.option("--shards", type=int, default=10, show_default=True, help="シャード数（一つ五百場面） / shards of 500 scenes")
 @click.option("--pictures", type=int, default=1000, show_default=True, help="測る絵の数（0 なら測らない） / pictures to measure on, 0: none")
 @explained
-def train_clip_command(data: Path, out: Path, steps: int, pictures: int) -> None:
+def train_clip_command(data: Path, out: Path, steps: int, shards: int, pictures: int) -> None:
     """内蔵の日本語 CLIP（mame-clip）を学習し、見たことのない絵柄で測ります。続きから / train mame-clip and measure it, resumable."""
-    from jpgen.train.clip import prepare_more_art, train_clip
+    from jpgen.train.clip import train_clip
+    from jpgen.train.clip_cells import prepare_more_art
     from jpgen.train.clip_measure import measure_clip
 
     prepare_more_art(data)
-    clip = train_clip(data, out, steps=steps)
+    clip = train_clip(data, out, steps=steps, shards=shards)
     if pictures > 0:
         click.echo(json.dumps(measure_clip(clip, data, pictures=pictures)))

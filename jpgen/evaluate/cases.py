@@ -31,7 +31,7 @@ class Case:
         """The prompt in "ja" or "en"; raises PromptError if there is none."""
         if text := {"ja": self.ja, "en": self.en}[language]:
             return text
-        raise PromptError(f"「{self.ja[:40]}」に英語がありません / no English for {self.ja[:40]!r}, which an arm wants: give en= or leave that arm out")
+        raise PromptError(f"「{self.ja[:40]}」に英語がありません / no English for {self.ja[:40]!r}, which an arm wants: give it or drop the arm")
 
 
 @dataclass(frozen=True)

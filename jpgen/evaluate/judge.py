@@ -178,7 +178,16 @@ class JudgeNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits [batch, classes] of every head, for `pixels` [batch, 3, 128, 128] in −1…1."""
-        cells = self.body(pixels).flatten(2).transpose(1, 2) + self.position
+        return self.answers(self.cells(pixels))
+
+    def cells(self, pixels: Tensor) -> Tensor:
+        """What the convolutions see in each of 8×8 cells, [batch, 64, width]."""
+        seen: Tensor = self.body(pixels)
+        return seen.flatten(2).transpose(1, 2)
+
+    def answers(self, cells: Tensor) -> dict[str, Tensor]:
+        """Logits [batch, classes] of every head, for `cells` [batch, 64, width]."""
+        cells = cells + self.position
         weights = (self.queries @ self.key(cells).transpose(1, 2) / cells.shape[-1] ** 0.5).softmax(dim=-1)
         pooled = self.norm((weights @ self.value(cells)).flatten(1))
         return {name: head(pooled) for name, head in self.heads.items()}

@@ -61,6 +61,10 @@ class ClipNetwork(nn.Module):
         """Unit vectors fp32 [batch, width] of `pixels` uint8 [batch, 3, 128, 128]."""
         return F.normalize(logits(self.tower, pixels)[HEAD], dim=-1)
 
+    def cell_features(self, cells: Tensor) -> Tensor:
+        """The same of what the tower's convolutions see, [batch, 64, cell width]."""
+        return F.normalize(self.tower.answers(cells)[HEAD], dim=-1)
+
     def text_features(self, pooled: Tensor) -> Tensor:
         """Unit vectors fp32 [texts, width] of pooled text states [texts, text width]."""
         return F.normalize(self.text(pooled), dim=-1)
