@@ -66,7 +66,7 @@ def test_templates_are_averaged_and_chosen_by_language() -> None:
     features = label_features(Noting(), ["赤", "red"])
     assert asked == ["赤", "赤の絵", "red", "a picture of red"]
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(2))
-    with pytest.raises(PromptError, match="needs {}"):
+    with pytest.raises(PromptError, match=r"needs \{\}"):
         label_features(ColorScorer(), ["赤"], ["の写真"])
     braces = label_features(ColorScorer(), ["{赤}"], ["{}の写真"])  # a label may hold braces
     torch.testing.assert_close(braces, label_features(ColorScorer(), ["赤"], ["{}"]))
