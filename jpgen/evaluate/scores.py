@@ -36,9 +36,9 @@ class Guess(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The place of a picture in the given ones and its score (see `clip_score`)."""
+    """`place` of a picture among the given ones (from 0) and its score (see `clip_score`)."""
 
-    index: int
+    place: int
     score: float
 
 
@@ -58,7 +58,7 @@ def clip_score(images: Sequence[Picture], texts: Sequence[str], *, model: str | 
             f"絵が {len(images)} 枚、文が {len(texts)} 個です / {len(images)} pictures and {len(texts)} texts: give one text for each picture"
         )
     said = _texts(texts, "文 / text")
-    pictures = _pictures(images)
+    pictures = read_pictures(images)
     scorer = open_scorer(model)
     if not said:
         return []
@@ -83,7 +83,7 @@ def zero_shot(
         raise PromptError("ラベルがありません。見分けるものの名前を渡してください（例: 犬 猫 図） / no labels: name what it may show")
     if twice := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
         raise PromptError(f"同じラベルが二度あります / labels given twice: {', '.join(twice[:5])}; give each once")
-    (picture,) = _pictures([image])
+    (picture,) = read_pictures([image])
     scorer = open_scorer(model)
     feature = finite(scorer.image_features([picture]), scorer)
     chances = (scorer.scale * feature @ label_features(scorer, names, templates).T).softmax(dim=1)[0]
@@ -110,13 +110,13 @@ def retrieve(
     `top`: only so many. No pictures give an empty list.
 
         >>> from jpgen import retrieve
-        >>> retrieve(["cat.png", "torii.png"], "鳥居", top=1)[0].index  # doctest: +SKIP
+        >>> retrieve(["cat.png", "torii.png"], "鳥居", top=1)[0].place  # doctest: +SKIP
         1
     """
     if top is not None and top < 1:
         raise PromptError(f"top={top} は 1 以上にしてください / top must be at least 1, or None for all")
     said = _texts([text], "文 / text")
-    pictures = _pictures(images)
+    pictures = read_pictures(images)
     if not pictures:
         return []
     scorer = open_scorer(model)
@@ -128,7 +128,7 @@ def _percent(products: Tensor) -> list[float]:
     return [PERCENT * max(value, 0.0) for value in products.sum(dim=1).tolist()]
 
 
-def _pictures(images: Sequence[Picture]) -> list[Image.Image]:
+def read_pictures(images: Sequence[Picture]) -> list[Image.Image]:
     """The pictures in RGB; raises SettingError naming the first that cannot be read."""
     return [read_picture(one.image if isinstance(one, Generation) else one, f"images[{n}]") for n, one in enumerate(images)]
 

@@ -90,8 +90,8 @@ def test_ten_thousand_labels() -> None:
 
 def test_retrieve_ranks_and_cuts() -> None:
     images = [plain("blue"), plain("purple"), plain("red")]
-    assert [match.index for match in retrieve(images, "赤い花", model=ColorScorer())] == [2, 1, 0]
-    assert [match.index for match in retrieve(images, "赤い花", model=ColorScorer(), top=1)] == [2]
+    assert [match.place for match in retrieve(images, "赤い花", model=ColorScorer())] == [2, 1, 0]
+    assert [match.place for match in retrieve(images, "赤い花", model=ColorScorer(), top=1)] == [2]
     assert retrieve([], "赤", model=ColorScorer()) == []
     with pytest.raises(PromptError, match="at least 1"):
         retrieve(images, "赤", model=ColorScorer(), top=0)
