@@ -34,10 +34,11 @@ HEAD = "image"
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of mame-clip: width of a pooled text state, of the features that are compared, and of the image tower."""
+    """Sizes of mame-clip: width of a pooled text state, of what is between, of the features that are compared, and of the image tower."""
 
     model_type: str = "mame-clip"
     text_width: int = 384
+    text_hidden: int = 1024
     width: int = 384
     widths: tuple[int, int, int] = (64, 128, 256)
     queries: int = 8
@@ -49,12 +50,12 @@ class ClipConfig:
 
 
 class ClipNetwork(nn.Module):
-    """The image tower, a linear map of pooled text states, and the scale of their cosines (Radford et al. 2021, arXiv 2103.00020)."""
+    """The image tower, two layers over pooled text states, and the scale of their cosines (Radford et al. 2021, arXiv 2103.00020)."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.tower = JudgeNetwork(config)
-        self.text = nn.Linear(config.text_width, config.width)
+        self.text = nn.Sequential(nn.Linear(config.text_width, config.text_hidden), nn.GELU(), nn.Linear(config.text_hidden, config.width))
         self.log_scale = nn.Parameter(torch.tensor(3.0))
 
     def image_features(self, pixels: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ DROPPED = 0.3
 """Share of the cells' channels that a training step does not see, so that the head leans on no single one."""
 
 FIT_STEPS = 300
-RIDGE = 0.1
+FIT_RATE = 2e-3
 LOSS_WEIGHTS = {"first": 1.0, "caption": 0.3, "background": 0.2, "style": 0.2, "color": 0.2, "count": 0.2}
 
 
@@ -105,44 +105,37 @@ def _optimizer(network: ClipNetwork, learning_rate: float) -> torch.optim.AdamW:
 
 
 def begin_from(judge: Judge, network: ClipNetwork, names: Bank) -> None:
-    """Give the network the judge's trunk, and heads that answer as the judge does about the first thing.
+    """Give the network the judge's trunk, and features in which it answers as the judge does about the first thing.
 
-    The map of the texts is fitted to the names of things; the image head is the ridge solution of head · name = the judge's head, over all names.
+    The judge's head W = U S Vᵀ (things × cells' pooling, its mean taken off) is cut in two: Vᵀ becomes the image head, the rows of U S are what the
+    names of the things should come to, and the map of the texts is fitted to them.
     """
-    fit_texts(network, names)
     order = [judge.config.things.index(concept.emoji) for concept in concepts()]
     trunk = {name: tensor for name, tensor in judge.network.state_dict().items() if not name.startswith("heads.")}
-    first = cast("nn.Linear", judge.network.heads["first"])
-    head = cast("nn.Linear", network.tower.heads[HEAD])
+    first, head = (cast("nn.Linear", one) for one in (judge.network.heads["first"], network.tower.heads[HEAD]))
     with torch.no_grad():
         network.tower.load_state_dict(trunk, strict=False)
-        texts = [network.text_features(names.all_of(one)) for one in range(len(names))]
-        one, whose = torch.cat(texts), torch.tensor([i for i, rows in enumerate(texts) for _ in rows])
-        wanted = torch.cat([first.weight, first.bias[:, None]], 1)[order][whose]
-        square = one.T @ one
-        solved = torch.linalg.solve(square + RIDGE * square.diagonal().mean() * torch.eye(len(square)), one.T @ (wanted - wanted.mean(0)))
-        head.weight.copy_(solved[:, :-1])
-        head.bias.copy_(solved[:, -1])
+        weight = first.weight[order]
+        left, strength, right = torch.linalg.svd(weight - weight.mean(0), full_matrices=False)
+        rank = min(len(strength), len(head.weight))
+        head.weight.zero_()
+        head.bias.zero_()
+        head.weight[:rank] = right[:rank]
+        anchors = torch.zeros(len(order), len(head.weight))
+        anchors[:, :rank] = (left * strength)[:, :rank]
+    fit_texts(network, names, F.normalize(anchors, dim=-1))
 
 
-def fit_texts(network: ClipNetwork, names: Bank, steps: int = FIT_STEPS) -> None:
-    """Fit the map of the texts so that the names of one thing, in both languages, fall together, and apart from all others.
-
-    It begins by whitening what differs within a thing's names, and goes on by softmax losses among names drawn at random.
-    """
-    of_each = [names.all_of(one) for one in range(len(names))]
-    spread = torch.cat([states - states.mean(0) for states in of_each])
-    within = spread.T @ spread / len(spread)
-    values, vectors = torch.linalg.eigh(within + RIDGE * within.diagonal().mean() * torch.eye(len(within)))
-    with torch.no_grad():
-        network.text.weight.copy_(vectors @ torch.diag(values.rsqrt()) @ vectors.T)
-        network.text.bias.copy_(-network.text.weight @ torch.stack([states.mean(0) for states in of_each]).mean(0))
-    optimizer = torch.optim.AdamW(network.text.parameters(), lr=1e-3, weight_decay=0.0)
-    rng, same, scale = np.random.default_rng(0), torch.arange(len(names)), float(network.log_scale.detach().exp())
-    for _ in range(steps):
-        (ja, other), (en, another) = ([network.text_features(names.draw(language, rng)) for _ in range(2)] for language in ("ja", "en"))
-        pairs = ((ja, en), (en, ja), (ja, other), (en, another))
-        loss = torch.stack([F.cross_entropy(scale * one @ two.T, same) for one, two in pairs]).mean()
+def fit_texts(network: ClipNetwork, names: Bank, anchors: Tensor) -> None:
+    """Fit the map of the texts so that the names of each thing, in both languages, come to its anchor: `anchors` are unit vectors [things, width]."""
+    optimizer = torch.optim.AdamW(network.text.parameters(), lr=FIT_RATE, weight_decay=0.01)
+    rng, scale = np.random.default_rng(0), float(network.log_scale.detach().exp())
+    wanted = torch.arange(len(names)).repeat(2)
+    for step in range(FIT_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = FIT_RATE * min(1.0, (step + 1) / 10) * (1 - step / FIT_STEPS)
+        features = network.text_features(torch.cat([names.draw(language, rng) for language in ("ja", "en")]))
+        loss = F.cross_entropy(scale * features @ anchors.T, wanted) + 1 - (features * anchors[wanted]).sum(dim=1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

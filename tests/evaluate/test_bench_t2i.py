@@ -23,7 +23,7 @@ TABLES = {
         "ja\ten\tcategory", "赤い祭\tred festival\tfestival", "緑の茶\tgreen tea\tfood", "灰色の道\tgrey road\tplace", "青い波\tblue wave\tcraft",
     ],
     "pairs.tsv": ["ja\ten\ttags\tsplit", "赤い船\ta red ship\tcolour\theld-out", "灰色の空\ta blue sky\tcolour\theld-out", "青\tblue\tcolour\tdev"],
-    "messy.tsv": ["ja\tclean\tnegative\ten\ttags", "赤い船を描いて\t赤い船\t\ta red ship\trequest", "緑の木を描いて\t緑の木\t\ta green tree\trequest"],
+    "messy.tsv": ["ja\tclean\tnegative\ten\ttags", "赤い船を描いて\t赤い船\t\ta red ship\trequest", "緑を描いて\t緑\t\ta green tree\trequest"],
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from jpgen.evaluate.mame_clip import CONFIG, WEIGHTS, ClipConfig, ClipNetwork, M
 from jpgen.evaluate.scorer import ImageTextScorer, open_scorer
 from jpgen.evaluate.scores import clip_score
 
-SMALL = ClipConfig(text_width=32, width=24, widths=(8, 16, 16), queries=2)
+SMALL = ClipConfig(text_width=32, text_hidden=40, width=24, widths=(8, 16, 16), queries=2)
 
 
 @pytest.fixture

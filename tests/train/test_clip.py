@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from jpgen.encoders import bert
@@ -149,19 +150,29 @@ def test_an_album_finds_the_sprite_of_every_folder(data: Path) -> None:
         np.testing.assert_array_equal(album.pixels(drawing), sprite(row))
 
 
-def test_names_of_a_thing_fall_together(data: Path) -> None:
+def test_names_of_a_thing_fall_together(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     banks = clip_texts.read_banks(bert.toy())
     torch.manual_seed(0)
-    network = clip.ClipNetwork(clip.ClipConfig(text_width=32, width=32, widths=(8, 16, 16), queries=2))
-
-    def apart() -> float:
-        features = [network.text_features(banks["first"].all_of(one)).mean(0) for one in range(len(KNOWN))]
-        within = np.mean([float(network.text_features(banks["first"].all_of(one)).mean(0).norm()) for one in range(len(KNOWN))])
-        means = torch.stack(features)
-        return within - float((means @ means.T - torch.diag((means**2).sum(1))).mean())
-
+    network = clip.ClipNetwork(clip.ClipConfig(text_width=32, text_hidden=64, width=24, widths=(8, 16, 16), queries=2))
+    anchors = torch.eye(24)[: len(KNOWN)]
+    monkeypatch.setattr(clip, "FIT_STEPS", 100)
+    clip.fit_texts(network, banks["first"], anchors)
     with torch.no_grad():
-        before = apart()
-    clip.fit_texts(network, banks["first"], steps=40)
+        for one in range(len(KNOWN)):
+            answers = network.text_features(banks["first"].all_of(one)) @ anchors.T
+            assert (answers.argmax(dim=1) == one).all() and answers[:, one].min() > 0.8
+
+
+def test_it_begins_with_the_answers_of_the_judge(data: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip, "FIT_STEPS", 200)
+    banks = clip_texts.read_banks(bert.toy())
+    network = clip.ClipNetwork(clip.ClipConfig(text_width=32, text_hidden=64, width=24, widths=(8, 16, 16), queries=2))
+    clip.begin_from(judge, network, banks["first"])
+    cells = torch.randn(50, 64, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert apart() > before + 0.2
+        weight = judge.network.heads["first"].weight
+        pooling = network.tower.answers(cells)["image"] @ torch.linalg.pinv(network.tower.heads["image"].weight).T
+        wanted = F.normalize(weight - weight.mean(0), dim=-1) @ pooling.T
+        names = F.normalize(torch.stack([network.text_features(banks["first"].all_of(one)).mean(0) for one in range(len(KNOWN))]), dim=-1)
+        agree = (names @ network.cell_features(cells).T).argmax(0) == wanted.argmax(0)
+    assert agree.float().mean() > 0.9
