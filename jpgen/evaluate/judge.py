@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -134,6 +134,7 @@ class Residual(nn.Module):
         return x + self.conv_out(F.silu(self.norm_out(self.conv_in(F.silu(self.norm_in(x))))))
 
 
+@runtime_checkable
 class NetworkConfig(Protocol):
     """Sizes of a `JudgeNetwork`: widths of its three grids, queries of its pooling, and head -> number of its outputs."""
 
