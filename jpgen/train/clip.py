@@ -33,7 +33,7 @@ DROPPED = 0.3
 """Share of the cells' channels that a training step does not see, so that the head leans on no single one."""
 
 FIT_STEPS = 160
-RIDGE = 1e-2
+RIDGE = 1e-4
 FIT_RATE = 2e-3
 LOSS_WEIGHTS = {"first": 1.0, "caption": 0.3, "background": 0.2, "style": 0.2, "color": 0.2, "count": 0.2}
 
