@@ -31,6 +31,9 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.evaluate.cases import Arm, Case
+    from jpgen.evaluate.compare import compare
+    from jpgen.evaluate.scores import clip_score, retrieve, zero_shot
     from jpgen.evolve.live import LiveMerge
     from jpgen.merged import write_merge
     from jpgen.metadata import Settings, file_name, parse_parameters, picture_name, read_settings
@@ -63,6 +66,9 @@ _HOMES = {
     "jpgen.merged": ("write_merge",),
     "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
     "jpgen.pictures": ("read_picture",),
+    "jpgen.evaluate.cases": ("Arm", "Case"),
+    "jpgen.evaluate.compare": ("compare",),
+    "jpgen.evaluate.scores": ("clip_score", "retrieve", "zero_shot"),
     "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
     "jpgen.types": (
@@ -74,7 +80,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdapterInfo",
+    "Arm",
     "Cancelled",
+    "Case",
     "Conditioning",
     "ConditioningSpec",
     "Control",
@@ -105,6 +113,8 @@ __all__ = [
     "WeightsError",
     "Wildcards",
     "apply_style",
+    "clip_score",
+    "compare",
     "file_name",
     "generate",
     "generate_many",
@@ -118,7 +128,9 @@ __all__ = [
     "picture_name",
     "read_picture",
     "read_settings",
+    "retrieve",
     "write_merge",
+    "zero_shot",
 ]
 
 

@@ -14,6 +14,7 @@ import click
 
 from jpgen.cli.command import explained
 from jpgen.cli.evolving import evolve_command
+from jpgen.cli.measuring import compare_command, score_command, train_clip_command
 from jpgen.cli.merging import merge_group
 from jpgen.cli.prompts import prompts_group
 from jpgen.cli.weights import convert_command, lora_group
@@ -156,7 +157,7 @@ def models_group(context: click.Context, as_json: bool) -> None:
 @explained
 def models_show_command(name: str, as_json: bool) -> None:
     """NAME について分かっていること。未確認のものには印を付けます / what is known of a model; what is not verified is marked."""
-    from jpgen.catalog import TRANSLATORS, find_model
+    from jpgen.catalog import SCORERS, TRANSLATORS, find_model
     from jpgen.models import license_accepted, license_page, restricted, whereabouts
     from jpgen.types import plain_data
 
@@ -165,7 +166,7 @@ def models_show_command(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**plain_data(entry), "where": where, "restricted": asked, "accepted": accepted}, ensure_ascii=False))
         return
-    settings = "" if entry.family in TRANSLATORS else " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
+    settings = "" if entry.family in (*TRANSLATORS, *SCORERS) else " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
     terms = "" if not asked else "、承諾済み / accepted" if accepted else f"、未承諾 / not accepted: jpgen models accept {name}"
     rows = [
         ("場所 / where", f"{WHERE[where]} / {where}"),
@@ -291,6 +292,9 @@ def train_judge_command(data: Path, out: Path, steps: int) -> None:
     train_judge(data, out, steps=steps)
 
 
+train_group.add_command(train_clip_command)
+main.add_command(score_command)
+main.add_command(compare_command)
 main.add_command(convert_command)
 main.add_command(evolve_command)
 main.add_command(merge_group)
