@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,15 +55,14 @@ def compare(
     scorer = open_scorer(model)
     texts = _Texts(scorer)
     outcomes: list[Outcome] = []
-    with closing(Journal(Path(output))) as journal:
-        total = len(cases) * len(arms) * len(numbers)
-        for arm in arms:
-            drawing = _Drawing(arm, journal)
-            for number, case in enumerate(cases):
-                for seed in numbers:
-                    outcomes.append(_outcome(drawing, case, seed, number, texts))
-                    if on_progress:
-                        on_progress(len(outcomes), total)
+    journal, total = Journal(Path(output)), len(cases) * len(arms) * len(numbers)
+    for arm in arms:
+        drawing = _Drawing(arm, journal)
+        for number, case in enumerate(cases):
+            for seed in numbers:
+                outcomes.append(_outcome(drawing, case, seed, number, texts))
+                if on_progress:
+                    on_progress(len(outcomes), total)
     found = Comparison(cases, arms, tuple(numbers), scorer.name, tuple(outcomes), Path(output))
     found.write_report()
     return found

@@ -30,7 +30,6 @@ class Journal:
         try:
             (folder / PICTURES).mkdir(parents=True, exist_ok=True)
             self._read()
-            self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{folder} に記録できません / cannot keep a journal in {folder}: {error.strerror or error}") from error
 
@@ -59,12 +58,8 @@ class Journal:
         """Append a row; raises OutputError."""
         row = {"key": key, **facts}
         try:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
         except OSError as error:
             raise OutputError(f"{self._path} に書けません / cannot write {self._path}: {error.strerror or error}") from error
         self.rows[key] = row
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,8 +94,8 @@ class MameClip:
         """
         folder = folder or Path(str(resources.files("jpgen"))) / "evaluate" / "clip"
         try:
-            stored = read_json(folder / CONFIG)
-            config = ClipConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+            stored: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in read_json(folder / CONFIG).items()}
+            config = ClipConfig(**stored)
             network = ClipNetwork(config)
             network.load_state_dict(load_weights(folder / WEIGHTS))
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:

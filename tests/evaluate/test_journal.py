@@ -12,7 +12,6 @@ def test_rows_are_there_again(tmp_path: Path) -> None:
     first = Journal(tmp_path / "new" / "folder")
     first.write("a", score=1.5)
     first.write("b", problem="空の\nプロンプト")
-    first.close()
     assert Journal(tmp_path / "new" / "folder").rows == {"a": {"key": "a", "score": 1.5}, "b": {"key": "b", "problem": "空の\nプロンプト"}}
 
 
@@ -21,7 +20,6 @@ def test_a_line_cut_short_is_dropped_and_the_next_stands_whole(tmp_path: Path) -
     journal = Journal(tmp_path)
     assert list(journal.rows) == ["a"]
     journal.write("c", score=2.0)
-    journal.close()
     assert list(Journal(tmp_path).rows) == ["a", "c"]
 
 
