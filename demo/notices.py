@@ -1,0 +1,36 @@
+"""Texts that hold what a person or a file said: shown letter for letter, never as Markdown or HTML."""
+
+from __future__ import annotations
+
+from html import escape
+
+import streamlit as st
+
+from demo.words import one_language
+
+
+def notice(text: str, *, kind: str = "info") -> None:
+    """A line of a `kind` ("info", "good", "bad"); what is bad is read out at once by screen readers."""
+    role = "alert" if kind == "bad" else "status"
+    st.html(f'<div class="jp-notice jp-{kind}" role="{role}">{_lines(text)}</div>')
+
+
+def failure(error: Exception | str) -> None:
+    """What went wrong, in the language of the interface."""
+    notice(one_language(str(error)), kind="bad")
+
+
+def labelled(rows: dict[str, object]) -> None:
+    """A table of names and values; empty values are left out."""
+    cells = "".join(f"<dt>{escape(name)}</dt><dd>{_lines(str(value))}</dd>" for name, value in rows.items() if str(value))
+    st.html(f'<dl class="jp-facts">{cells}</dl>')
+
+
+def chip(before: str, after: str, *, title: str, off: bool = False) -> None:
+    """One rewrite: what stood there, what stands there now."""
+    arrow = f"<del>{escape(before) or '∅'}</del> → <ins>{escape(after) or '∅'}</ins>"
+    st.html(f'<span class="jp-chip{" jp-off" if off else ""}"><b>{escape(title)}</b> {arrow}</span>')
+
+
+def _lines(text: str) -> str:
+    return escape(text).replace("\n", "<br>")

@@ -1,0 +1,95 @@
+"""「こう読み取りました」: what jpgen understood of a prompt, every rewrite of it with a way back."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+import jpgen
+from demo.notices import chip, failure, labelled, notice
+from demo.words import say, table
+
+MOST_CHARACTERS = 2000
+"""As many as jpgen draws from; more is not read either, as it would only be refused later."""
+
+
+def read(text: str, negative: str, off: tuple[str, ...], *, seed: int = 0) -> jpgen.Prompt:
+    """The prompt without these rules; raises jpgen.PromptError for what is empty, too long or no text."""
+    for what in (text, negative):
+        if len(what) > MOST_CHARACTERS:
+            raise jpgen.PromptError(
+                f"長すぎます（{len(what)} 文字、上限 {MOST_CHARACTERS}）。短くしてください / {len(what)} characters, at most {MOST_CHARACTERS}: shorten it"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in what):
+            raise jpgen.PromptError("壊れた文字があります。入力し直してください / a broken character (lone surrogate): type it again")
+    if not text.strip():
+        raise jpgen.PromptError("描きたいものを書いてください（例: 夕焼けの海に浮かぶ赤い船） / say what to draw (e.g. a red ship on a sunset sea)")
+    prompt = jpgen.normalize(text, negative=negative, off=off, seed=seed)
+    if not prompt.text.strip() and not prompt.loras:
+        raise jpgen.PromptError(
+            "描くものが読み取れません。描きたいものを書くか、「書いたまま」を選んでください / nothing to draw is left: say what to draw, or choose \"as written\""
+        )
+    return prompt
+
+
+def plain(text: str, negative: str) -> jpgen.Prompt:
+    """The prompt exactly as written; raises jpgen.PromptError as `read` does."""
+    read(text, negative, ())
+    return jpgen.Prompt(source=text, text=text, negative=negative, spans=((text, 1.0),))
+
+
+def show(prompt: jpgen.Prompt, *, page: str) -> None:
+    """The reading of a prompt; chips undo the rule that made them (and bring it back), for this page's next picture."""
+    off = undone(page)
+    rows = {say("reading.text"): prompt.text, say("reading.negative"): prompt.negative}
+    if weights := [f"{text.strip()} ×{weight:g}" for text, weight in prompt.spans if weight not in (1.0, -1.0) and text.strip()]:
+        rows[say("reading.weights")] = "、".join(weights)
+    if prompt.loras:
+        rows["LoRA"] = "、".join(f"{name} ×{weight:g}" for name, weight in prompt.loras)
+    rows[say("reading.english")] = prompt.translation.text or say("reading.native")
+    labelled(rows)
+    if prompt.edits or off:
+        with st.container(horizontal=True, vertical_alignment="center", key=f"{page}-edits"):
+            for place, edit in enumerate(prompt.edits):
+                with st.container(horizontal=True, vertical_alignment="center", width="content", gap="xsmall"):
+                    chip(edit.before, edit.after, title=rule_name(edit.rule))
+                    st.button(say("reading.undo"), key=f"{page}-undo-{place}", type="tertiary", icon=":material/undo:", on_click=_undo, args=(page, edit.rule))
+            for rule in off:
+                with st.container(horizontal=True, vertical_alignment="center", width="content", gap="xsmall"):
+                    chip("", "", title=rule_name(rule), off=True)
+                    st.button(say("reading.redo"), key=f"{page}-redo-{rule}", type="tertiary", icon=":material/redo:", on_click=_redo, args=(page, rule))
+    elif prompt.source:
+        notice(say("reading.as_it_was"))
+    for note in prompt.notes:
+        notice(note)
+
+
+def show_typed(text: str, negative: str, *, page: str) -> None:
+    """How what was typed would be read."""
+    try:
+        show(read(text, negative, undone(page)), page=page)
+    except jpgen.JpgenError as error:
+        failure(error)
+
+
+def rule_name(rule: str) -> str:
+    """What a rule is called in the language of the interface."""
+    return say(f"rule.{rule}") if f"rule.{rule}" in table() else rule
+
+
+def undone(page: str) -> tuple[str, ...]:
+    """The rules that the page leaves out."""
+    return tuple(st.session_state.get(f"{page}/off", ()))
+
+
+def renew(page: str, text: str) -> None:
+    """Begin with all rules again if the text is another than the last time."""
+    if st.session_state.get(f"{page}/off-of") != text:
+        st.session_state[f"{page}/off-of"], st.session_state[f"{page}/off"] = text, ()
+
+
+def _undo(page: str, rule: str) -> None:
+    st.session_state[f"{page}/off"] = (*(one for one in undone(page) if one != rule), rule)
+
+
+def _redo(page: str, rule: str) -> None:
+    st.session_state[f"{page}/off"] = tuple(one for one in undone(page) if one != rule)
