@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jpgen.cli.command import explained
+from jpgen.cli.demo import demo_command
 from jpgen.cli.evolving import evolve_command
 from jpgen.cli.merging import merge_group
 from jpgen.cli.weights import convert_command, lora_group
@@ -249,6 +250,7 @@ def train_judge_command(data: Path, out: Path, steps: int) -> None:
 
 
 main.add_command(convert_command)
+main.add_command(demo_command)
 main.add_command(evolve_command)
 main.add_command(merge_group)
 main.add_command(lora_group)

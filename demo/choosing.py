@@ -1,0 +1,208 @@
+"""How to draw: the model with its terms, the style, and the settings, chosen once a page and handed to the engine as a frozen value."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import streamlit as st
+
+import jpgen
+from demo.engine import Desk
+from demo.notices import failure, labelled, notice
+from demo.studio import studio
+from demo.words import one_language, say
+from jpgen.catalog import TRANSLATORS, Entry
+from jpgen.merged import members
+from jpgen.models import accept_license, license_accepted, license_page, restricted, whereabouts
+
+ROUTES = ("auto", "translate", "raw")
+NO_STYLE = ""
+SHAPES = {"square": (1, 1), "portrait": (3, 4), "landscape": (4, 3), "large": (1.5, 1.5)}
+"""Shapes of a picture as parts of the model's own sides; "own" lets the sides be typed."""
+
+SEEDS = 2**31
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Settings of a page. `route`: "auto", "translate" (by `translator`) or "raw" (the prompt as written)."""
+
+    model: str
+    route: str
+    translator: str
+    style: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    count: int
+    seed: int
+
+    def pipeline(self, desk: Desk) -> jpgen.Pipeline:
+        """The model's pipeline, with the translator if that is the route."""
+        pipeline = desk.pipeline(self.model)
+        return pipeline.with_translator(self.translator) if self.route == "translate" and self.translator else pipeline
+
+    def config(self, pipeline: jpgen.Pipeline) -> jpgen.SamplingConfig:
+        """The settings of sampling, checked."""
+        return pipeline.config(width=self.width, height=self.height, steps=self.steps, guidance_scale=self.guidance_scale)
+
+    def styled(self, text: str, negative: str) -> tuple[str, str]:
+        """Prompt and negative prompt with the words of the style."""
+        style = styles().get(self.style)
+        return jpgen.apply_style(style, text, negative) if style else (text, negative)
+
+
+@st.cache_data
+def styles() -> dict[str, jpgen.Style]:
+    """The styles that come with jpgen."""
+    return jpgen.load_styles()
+
+
+def models() -> dict[str, Entry]:
+    """Models that draw, those that are on this machine first."""
+    offered = {name: entry for name, entry in jpgen.load_catalog().items() if entry.family not in TRANSLATORS}
+    order = {"builtin": 0, "local": 1, "fetched": 2}
+    return dict(sorted(offered.items(), key=lambda row: order.get(whereabouts(row[1]), 3)))
+
+
+def translators() -> dict[str, Entry]:
+    """Translators that are on this machine."""
+    found = jpgen.load_catalog().items()
+    return {name: entry for name, entry in found if entry.family in TRANSLATORS and whereabouts(entry) != "absent"}
+
+
+def choose_model(page: str) -> Entry:
+    """The picker of models and, below it, the card of the chosen one."""
+    offered = models()
+    name = st.selectbox(say("model"), list(offered), format_func=lambda one: _model_label(offered[one]), key=f"{page}/model", persist_state="session")
+    card(offered[name], page=page)
+    return offered[name]
+
+
+def card(entry: Entry, *, page: str) -> None:
+    """What one has to know before using a model: its terms, where it is, how large its weights are; with the consent that it wants."""
+    where = whereabouts(entry)
+    terms = say(f"commercial.{entry.commercial}") + (say("model.gated") if entry.gated else "")
+    labelled(
+        {
+            say("model.license"): f"{entry.license}（{terms}）",
+            say("model.where"): say(f"where.{where}"),
+            say("model.memory"): _memory(entry, where),
+            say("model.japanese"): say(f"route.of.{entry.route}"),
+            say("model.unverified"): "\n".join(one_language(line) for line in entry.unverified),
+        }
+    )
+    if restricted(entry) and not license_accepted(entry):
+        notice(say("model.terms"))
+        st.code(license_page(entry), language=None)
+        if st.button(say("model.accept"), key=f"{page}-accept", disabled=studio().settings.public):
+            try:
+                accept_license(*members(entry))
+                st.rerun()
+            except jpgen.JpgenError as error:
+                failure(error)
+
+
+def _model_label(entry: Entry) -> str:
+    return f"{one_language(entry.title)} · {say(f'where.{whereabouts(entry)}')} · {say(f'commercial.{entry.commercial}')}"
+
+
+def _memory(entry: Entry, where: str) -> str:
+    if where not in ("builtin", "local", "fetched") or not entry.path:
+        return say("model.memory.unknown")
+    size = _size(str(entry.place))
+    return say("model.memory.weights", size=f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB")
+
+
+@st.cache_data(ttl=300)
+def _size(place: str) -> int:
+    from pathlib import Path
+
+    path = Path(place)
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*.safetensors")))
+
+
+def choose_style(page: str) -> str:
+    """The picker of styles."""
+    return st.selectbox(
+        say("style"), [NO_STYLE, *styles()], key=f"{page}/style", persist_state="session", format_func=_style_label, help=say("style.help")
+    )
+
+
+def _style_label(name: str) -> str:
+    if not name:
+        return say("style.none")
+    return f"{name} · {styles()[name].english}" if styles()[name].english else name
+
+
+def choose_size(page: str, entry: Entry) -> tuple[int, int]:
+    """Width and height, by shape or typed."""
+    shape = st.selectbox(
+        say("size"), [*SHAPES, "own"], format_func=lambda one: _shape_label(one, entry), key=f"{page}/shape", persist_state="session"
+    )
+    if shape != "own":
+        return _sides(shape, entry)
+    left, right = st.columns(2)
+    wide = left.number_input(say("width"), 64, 2048, entry.default.width, step=32, key=f"{page}/width", persist_state="session")
+    high = right.number_input(say("height"), 64, 2048, entry.default.height, step=32, key=f"{page}/height", persist_state="session")
+    return wide, high
+
+
+def _shape_label(shape: str, entry: Entry) -> str:
+    return say("shape.own") if shape == "own" else "{} {}×{}".format(say(f"shape.{shape}"), *_sides(shape, entry))
+
+
+def _sides(shape: str, entry: Entry) -> tuple[int, int]:
+    across, down = SHAPES[shape]
+    base = entry.default.width, entry.default.height
+    if shape in ("portrait", "landscape"):  # the longer side stays the model's own
+        across, down = across / max(across, down), down / max(across, down)
+    return tuple(max(64, round(side * part / 64) * 64) for side, part in zip(base, (across, down), strict=True))  # type: ignore[return-value]
+
+
+def choose_steps(page: str, entry: Entry) -> tuple[int, float]:
+    """Steps of the sampler, and guidance."""
+    steps = st.slider(say("steps"), 1, 50, entry.default.steps, key=f"{page}/steps/{entry.name}", persist_state="session")
+    guidance = st.slider(
+        say("guidance"), 0.0, 15.0, entry.default.guidance_scale, 0.5, key=f"{page}/guidance/{entry.name}", persist_state="session",
+        help=say("guidance.help"),
+    )  # fmt: skip
+    return steps, guidance
+
+
+def choose_seed(page: str) -> int:
+    """The seed: typed, thrown, or another one each time unless it is locked."""
+    key = f"{page}/seed"
+    if key not in st.session_state:
+        st.session_state[key] = secrets.randbelow(SEEDS)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        seed = st.number_input(say("seed"), 0, 2**53 - 1, step=1, key=key, persist_state="session", width=190)
+        st.button(say("seed.dice"), icon=":material/casino:", key=f"{page}-dice", on_click=throw, args=(page,))
+        st.toggle(say("seed.lock"), key=f"{page}/lock", persist_state="session", help=say("seed.lock.help"))
+    return seed
+
+
+def throw(page: str) -> None:
+    """Take another seed; for callbacks."""
+    st.session_state[f"{page}/seed"] = secrets.randbelow(SEEDS)
+
+
+def next_seed(page: str, used: int) -> int:
+    """The seed of the picture that is begun now: the one shown when it is locked or typed anew, else a fresh one, which is then shown."""
+    if not st.session_state.get(f"{page}/lock") and st.session_state.get(f"{page}/seed-used") == used:
+        throw(page)
+        used = int(st.session_state[f"{page}/seed"])
+    st.session_state[f"{page}/seed-used"] = used
+    return used
+
+
+def choose_route(page: str, entry: Entry) -> tuple[str, str]:
+    """How Japanese reaches the model: ("auto" | "translate" | "raw", translator)."""
+    known = translators()
+    routes = [route for route in ROUTES if route != "translate" or (known and entry.route != "native")]
+    route = st.selectbox(say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help"))
+    if route != "translate":
+        return route, ""
+    return route, st.selectbox(say("translator"), list(known), key=f"{page}/translator", persist_state="session")

@@ -1,0 +1,3 @@
+def show() -> None:
+    import streamlit as st
+    st.text("…")

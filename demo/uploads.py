@@ -1,0 +1,4 @@
+def open_picture(data, name):
+    raise NotImplementedError
+def restore(data):
+    raise NotImplementedError
