@@ -289,8 +289,8 @@ class Engine:
         with self._changed:
             if self._open and self._open[0] == key:
                 return self._open[1]
-            self._open, job.opening = None, True
-        gc.collect()  # two models at once may not fit
+            job.opening = True
+        self._unload()  # two models at once may not fit
         try:
             made = (self._open_pipeline or jpgen.Pipeline)(model, vae=vae)
         finally:

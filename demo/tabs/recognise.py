@@ -1,3 +1,104 @@
+"""みわける: which of several Japanese words a picture shows, and the pictures of the gallery that show what words say."""
+
+from __future__ import annotations
+
+from html import escape
+
+import streamlit as st
+
+import jpgen
+from demo import results, running, sources
+from demo.engine import Desk
+from demo.notices import failure, notice
+from demo.sources import Source
+from demo.studio import searchable
+from demo.words import say
+
+PAGE, SEARCH = "recognise", "recognise-search"
+MOST_LABELS = 50
+MOST_LETTERS = 100
+
+
 def show() -> None:
-    import streamlit as st
-    st.text("…")
+    """The page."""
+    if not hasattr(jpgen, "zero_shot"):
+        return notice(say("recognise.none"))
+    left, right = st.columns(2, gap="large")
+    with left:
+        source = sources.choose(PAGE)
+        if source is not None:
+            st.image(source.image, width=256, output_format="PNG", alt=source.settings.source if source.settings else say("picture"))
+            _ask(source)
+    with right:
+        if not running.follow(PAGE):
+            bars(running.outcome(PAGE))
+    st.divider()
+    _search()
+
+
+def labels_of(text: str) -> tuple[str, ...]:
+    """The labels of a text, one a line or between 、 and commas, each once; raises jpgen.PromptError for none, too many and too long ones."""
+    parts = [part.strip() for line in text.splitlines() for part in line.replace("、", ",").replace("，", ",").split(",")]
+    labels = tuple(dict.fromkeys(part for part in parts if part))
+    if not 2 <= len(labels) <= MOST_LABELS:
+        raise jpgen.PromptError(f"ことばを 2〜{MOST_LABELS} 書いてください（今は {len(labels)}） / write 2–{MOST_LABELS} words, got {len(labels)}")
+    if any(len(label) > MOST_LETTERS for label in labels):
+        raise jpgen.PromptError(f"一つのことばは {MOST_LETTERS} 文字までです / at most {MOST_LETTERS} characters a word")
+    return labels
+
+
+def _ask(source: Source) -> None:
+    with st.form("recognise-form", border=False, enter_to_submit=False):
+        st.text_area(say("recognise.labels"), say("recognise.examples"), key=f"{PAGE}/labels", height=110)
+        st.form_submit_button(say("recognise.go"), type="primary", icon=":material/visibility:", on_click=_recognise, args=(source,), key="recognise-go")
+
+
+def _recognise(source: Source) -> None:
+    try:
+        labels = labels_of(str(st.session_state.get(f"{PAGE}/labels") or ""))
+    except jpgen.JpgenError as error:
+        return running.refuse(PAGE, error)
+
+    def look(desk: Desk) -> None:
+        for label, probability in jpgen.zero_shot(source.image, labels):
+            desk.deliver((label, float(probability)))
+
+    running.start(PAGE, look, title=say("tab.recognise"))
+
+
+def bars(rows: tuple[tuple[str, float], ...]) -> None:
+    """A bar for every label, the likeliest first; read out as text too."""
+    cells = "".join(
+        f'<span>{escape(label)}</span><div class="bar" style="width:{100 * share:.1f}%"></div><span>{100 * share:.1f} %</span>'
+        for label, share in sorted(rows, key=lambda row: -row[1])
+    )
+    if cells:
+        st.html(f'<div class="jp-bars" role="img" aria-label="{escape(say("recognise.chart"), quote=True)}">{cells}</div>')
+
+
+def _search() -> None:
+    st.subheader(say("search"), anchor=False)
+    with st.form("search-form", border=False, enter_to_submit=False):
+        st.text_area(say("search.words"), key=f"{SEARCH}/words", height=68, placeholder=say("search.placeholder"))
+        st.form_submit_button(say("search.go"), icon=":material/search:", on_click=_look_for, key="search-go")
+    if not running.follow(SEARCH):
+        found = [path for path in running.outcome(SEARCH) if path.is_file()]
+        for column, path in zip(st.columns(4), found[:4], strict=False):
+            with column:
+                results.picture(path)
+
+
+def _look_for() -> None:
+    words = str(st.session_state.get(f"{SEARCH}/words") or "").strip()
+    if not words or len(words) > MOST_LETTERS:
+        return running.refuse(SEARCH, say("search.empty"))
+    paths = searchable()
+
+    def look(desk: Desk) -> None:
+        from demo.uploads import open_picture
+
+        there = [path for path in paths if path.is_file()]
+        for place, _ in jpgen.retrieve(words, [open_picture(path.read_bytes(), path.name) for path in there])[:4]:
+            desk.deliver(there[place])
+
+    running.start(SEARCH, look, title=words)
