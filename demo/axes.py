@@ -17,6 +17,7 @@ NUMBERS = {"steps": (int, "4, 8, 16"), "guidance_scale": (float, "1.5, 4, 7"), "
 """Settings whose values are typed, with their type and what stands there first."""
 
 SAMPLERS = ("dpm++2m", "dpm++2m_sde", "ddim", "unipc")
+TITLES = {"guidance_scale": "guidance", "scheduler": "sampler"}
 NAMES = (*NUMBERS, "style", "scheduler", "model")
 
 
@@ -103,4 +104,4 @@ def told(name: str, value: Any) -> str:
 
 
 def _setting(name: str) -> str:
-    return say({"guidance_scale": "guidance", "scheduler": "sampler"}.get(name, name))
+    return say(TITLES.get(name, name))

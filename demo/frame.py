@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,14 +46,14 @@ def show() -> None:
 
 def _admitted() -> bool:
     """Whether this session may come in: always without a password, else once it was given."""
-    password = studio().settings.password
-    if not password or st.session_state.get("admitted"):
+    settings = studio().settings
+    if not settings.password_hash or st.session_state.get("admitted"):
         return True
     st.title(say("title"), anchor=False)
     with st.form("password", border=False):
         given = st.text_input(say("password.label"), type="password")
         if st.form_submit_button(say("password.enter"), type="primary"):
-            if hmac.compare_digest(given.encode(), password.encode()):
+            if settings.allows(given):
                 st.session_state["admitted"] = True
                 st.rerun()
             failure(say("password.wrong"))
