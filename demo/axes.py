@@ -10,9 +10,9 @@ import streamlit as st
 
 import jpgen
 from demo import choosing
+from demo.studio import studio
 from demo.words import say
 
-MOST_CELLS = 25
 NUMBERS = {"steps": (int, "4, 8, 16"), "guidance_scale": (float, "1.5, 4, 7"), "seed": (int, "1, 2, 3")}
 """Settings whose values are typed, with their type and what stands there first."""
 
@@ -85,9 +85,10 @@ def cells(x: Axis, y: Axis, seed: int) -> list[Cell]:
     if x.name == y.name:
         raise jpgen.SettingError("横と縦は別の設定にしてください / choose two different settings")
     across, down = x.read(), y.read()
-    if len(across) * len(down) > MOST_CELLS:
+    most = studio().settings.max_cells
+    if len(across) * len(down) > most:
         raise jpgen.SettingError(
-            f"{len(across)}×{len(down)} 枚は多すぎます。{MOST_CELLS} 枚までにしてください / {len(across) * len(down)} pictures, at most {MOST_CELLS}"
+            f"{len(across)}×{len(down)} 枚は多すぎます。{most} 枚までにしてください / {len(across) * len(down)} pictures, at most {most}"
         )
     return [_cell(x.name, y.name, one, other, seed) for other in down for one in across]
 

@@ -22,6 +22,12 @@ SHAPES = {"square": (1, 1), "portrait": (3, 4), "landscape": (4, 3), "large": (1
 """Shapes of a picture as parts of the model's own sides; "own" lets the sides be typed."""
 
 SEEDS = 2**31
+"""Seeds are thrown below this: short enough to be read out and typed."""
+
+MOST_SEED = 2**53 - 1
+"""The largest a browser counts to exactly."""
+
+MOST_GUIDANCE = 20.0
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,16 @@ def translators() -> dict[str, Entry]:
     return {name: entry for name, entry in found if entry.family in TRANSLATORS and whereabouts(entry) != "absent"}
 
 
+def begin_with(key: str, value: object) -> None:
+    """What a widget shows at first: put where restored settings are put too, as Streamlit takes a value from one place alone."""
+    if key not in st.session_state:
+        st.session_state[key] = value
+
+
 def choose_model(page: str) -> Entry:
     """The picker of models and, below it, the card of the chosen one."""
-    offered = models()
+    offered, wanted = models(), studio().settings.model
+    begin_with(f"{page}/model", wanted if wanted in offered else next(iter(offered)))
     name = st.selectbox(say("model"), list(offered), format_func=lambda one: _model_label(offered[one]), key=f"{page}/model", persist_state="session")
     card(offered[name], page=page)
     return offered[name]
@@ -147,9 +160,12 @@ def choose_size(page: str, entry: Entry) -> tuple[int, int]:
     )
     if shape != "own":
         return _sides(shape, entry)
+    most = studio().settings.max_side
+    begin_with(f"{page}/width", min(most, entry.default.width))
+    begin_with(f"{page}/height", min(most, entry.default.height))
     left, right = st.columns(2)
-    wide = left.number_input(say("width"), 64, 2048, entry.default.width, step=32, key=f"{page}/width", persist_state="session")
-    high = right.number_input(say("height"), 64, 2048, entry.default.height, step=32, key=f"{page}/height", persist_state="session")
+    wide = left.number_input(say("width"), 64, most, step=32, key=f"{page}/width", persist_state="session")
+    high = right.number_input(say("height"), 64, most, step=32, key=f"{page}/height", persist_state="session")
     return wide, high
 
 
@@ -162,26 +178,28 @@ def _sides(shape: str, entry: Entry) -> tuple[int, int]:
     base = entry.default.width, entry.default.height
     if shape in ("portrait", "landscape"):  # the longer side stays the model's own
         across, down = across / max(across, down), down / max(across, down)
-    return tuple(max(64, round(side * part / 64) * 64) for side, part in zip(base, (across, down), strict=True))  # type: ignore[return-value]
+    most = studio().settings.max_side // 64 * 64
+    return tuple(min(most, max(64, round(side * part / 64) * 64)) for side, part in zip(base, (across, down), strict=True))  # type: ignore[return-value]
 
 
 def choose_steps(page: str, entry: Entry) -> tuple[int, float]:
     """Steps of the sampler, and guidance."""
-    steps = st.slider(say("steps"), 1, 50, entry.default.steps, key=f"{page}/steps/{entry.name}", persist_state="session")
+    most = studio().settings.max_steps
+    begin_with(f"{page}/steps/{entry.name}", min(most, entry.default.steps))
+    begin_with(f"{page}/guidance/{entry.name}", min(MOST_GUIDANCE, entry.default.guidance_scale))
+    steps = st.slider(say("steps"), 1, most, key=f"{page}/steps/{entry.name}", persist_state="session")
     guidance = st.slider(
-        say("guidance"), 0.0, 15.0, entry.default.guidance_scale, 0.5, key=f"{page}/guidance/{entry.name}", persist_state="session",
-        help=say("guidance.help"),
-    )  # fmt: skip
+        say("guidance"), 0.0, MOST_GUIDANCE, step=0.1, key=f"{page}/guidance/{entry.name}", persist_state="session", help=say("guidance.help")
+    )
     return steps, guidance
 
 
 def choose_seed(page: str) -> int:
     """The seed: typed, thrown, or another one each time unless it is locked."""
     key = f"{page}/seed"
-    if key not in st.session_state:
-        st.session_state[key] = secrets.randbelow(SEEDS)
+    begin_with(key, secrets.randbelow(SEEDS))
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        seed = st.number_input(say("seed"), 0, 2**53 - 1, step=1, key=key, persist_state="session", width=190)
+        seed = st.number_input(say("seed"), 0, MOST_SEED, step=1, key=key, persist_state="session", width=190)
         st.button(say("seed.dice"), icon=":material/casino:", key=f"{page}-dice", on_click=throw, args=(page,))
         st.toggle(say("seed.lock"), key=f"{page}/lock", persist_state="session", help=say("seed.lock.help"))
     return seed

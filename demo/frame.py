@@ -26,7 +26,7 @@ TABS: dict[str, tuple[Callable[[], None], str]] = {
 
 def show() -> None:
     """The whole application, once a run."""
-    st.set_page_config(page_title=say("title"), page_icon=":material/brush:", layout="wide")
+    st.set_page_config(page_title=say("title"), page_icon=str(Path(__file__).with_name("icon.png")), layout="wide")
     st.html(Path(__file__).with_name("look.css"))
     browser_parts.mark_language()
     if not _admitted():

@@ -8,6 +8,8 @@ import streamlit as st
 
 from demo.words import one_language
 
+NOTHING = "∅"
+
 
 def notice(text: str, *, kind: str = "info") -> None:
     """A line of a `kind` ("info", "good", "bad"); what is bad is read out at once by screen readers."""
@@ -26,10 +28,10 @@ def labelled(rows: dict[str, object]) -> None:
     st.html(f'<dl class="jp-facts">{cells}</dl>')
 
 
-def chip(before: str, after: str, *, title: str, off: bool = False) -> None:
-    """One rewrite: what stood there, what stands there now."""
-    arrow = f"<del>{escape(before) or '∅'}</del> → <ins>{escape(after) or '∅'}</ins>"
-    st.html(f'<span class="jp-chip{" jp-off" if off else ""}"><b>{escape(title)}</b> {arrow}</span>')
+def chip(title: str, before: str = "", after: str = "") -> None:
+    """One rewrite: what stood there, what stands there now. Without either: a rule that is switched off."""
+    change = f"<del>{escape(before) or NOTHING}</del> → <ins>{escape(after) or NOTHING}</ins>" if before or after else ""
+    st.html(f'<span class="jp-chip{"" if change else " jp-off"}"><b>{escape(title)}</b> {change}</span>', width="content")
 
 
 def _lines(text: str) -> str:

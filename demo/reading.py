@@ -6,18 +6,16 @@ import streamlit as st
 
 import jpgen
 from demo.notices import chip, failure, labelled, notice
+from demo.studio import studio
 from demo.words import say, table
-
-MOST_CHARACTERS = 2000
-"""As many as jpgen draws from; more is not read either, as it would only be refused later."""
-
 
 def read(text: str, negative: str, off: tuple[str, ...], *, seed: int = 0) -> jpgen.Prompt:
     """The prompt without these rules; raises jpgen.PromptError for what is empty, too long or no text."""
+    most = studio().settings.prompt_characters
     for what in (text, negative):
-        if len(what) > MOST_CHARACTERS:
+        if len(what) > most:
             raise jpgen.PromptError(
-                f"長すぎます（{len(what)} 文字、上限 {MOST_CHARACTERS}）。短くしてください / {len(what)} characters, at most {MOST_CHARACTERS}: shorten it"
+                f"長すぎます（{len(what)} 文字、上限 {most}）。短くしてください / {len(what)} characters, at most {most}: shorten it"
             )
         if any("\ud800" <= character <= "\udfff" for character in what):
             raise jpgen.PromptError("壊れた文字があります。入力し直してください / a broken character (lone surrogate): type it again")
@@ -37,6 +35,14 @@ def plain(text: str, negative: str) -> jpgen.Prompt:
     return jpgen.Prompt(source=text, text=text, negative=negative, spans=((text, 1.0),))
 
 
+def changes(text: str) -> bool:
+    """Whether reading would change the text."""
+    try:
+        return jpgen.normalize(text).text != text
+    except jpgen.JpgenError:
+        return False
+
+
 def show(prompt: jpgen.Prompt, *, page: str) -> None:
     """The reading of a prompt; chips undo the rule that made them (and bring it back), for this page's next picture."""
     off = undone(page)
@@ -51,11 +57,11 @@ def show(prompt: jpgen.Prompt, *, page: str) -> None:
         with st.container(horizontal=True, vertical_alignment="center", key=f"{page}-edits"):
             for place, edit in enumerate(prompt.edits):
                 with st.container(horizontal=True, vertical_alignment="center", width="content", gap="xsmall"):
-                    chip(edit.before, edit.after, title=rule_name(edit.rule))
+                    chip(rule_name(edit.rule), edit.before, edit.after)
                     st.button(say("reading.undo"), key=f"{page}-undo-{place}", type="tertiary", icon=":material/undo:", on_click=_undo, args=(page, edit.rule))
             for rule in off:
                 with st.container(horizontal=True, vertical_alignment="center", width="content", gap="xsmall"):
-                    chip("", "", title=rule_name(rule), off=True)
+                    chip(rule_name(rule))
                     st.button(say("reading.redo"), key=f"{page}-redo-{rule}", type="tertiary", icon=":material/redo:", on_click=_redo, args=(page, rule))
     elif prompt.source:
         notice(say("reading.as_it_was"))

@@ -12,7 +12,7 @@ from demo import axes, choosing, reading, results, running
 from demo.engine import Desk
 from demo.notices import failure, notice
 from demo.scores import likeness, scorable
-from demo.studio import keep
+from demo.studio import keep, studio
 from demo.words import say
 
 WAYS, GRID = "ways", "grid"
@@ -108,7 +108,7 @@ def _shown(drawn: tuple[Drawn, ...]) -> None:
 
 
 def _grid() -> None:
-    st.text(say("grid.about"))
+    st.text(say("grid.about", most=studio().settings.max_cells))
     across, down = st.columns(2)
     with across:
         x = axes.choose("x", default="steps")

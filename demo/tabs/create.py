@@ -52,8 +52,8 @@ def _settings_below(form: Any) -> Chosen:
         route, translator = choosing.choose_route(PAGE, entry)
         width, height = choosing.choose_size(PAGE, entry)
         steps, guidance = choosing.choose_steps(PAGE, entry)
-        most = studio().settings.most_pictures
-        count = st.slider(say("count"), 1, most, 1, key=f"{PAGE}/count", persist_state="session") if most > 1 else 1
+        most = studio().settings.max_count
+        count = st.slider(say("count"), 1, most, key=f"{PAGE}/count", persist_state="session") if most > 1 else 1
         seed = choosing.choose_seed(PAGE)
     with form:
         style = choosing.choose_style(PAGE)
@@ -175,26 +175,38 @@ def _restore(path: Path) -> None:
 
 
 def put_back(settings: Settings) -> None:
-    """Set the page's widgets to the settings of a picture; for callbacks."""
-    known = choosing.models()
+    """Set the page's widgets to the settings of a picture, as far as they go; for callbacks."""
+    known, limits = choosing.models(), studio().settings
     model = settings.model if settings.model in known else next(iter(known))
+    written = not settings.prompt.edits and settings.prompt.text == settings.source
     st.session_state.update(
         {
             f"{PAGE}/prompt": settings.source,
-            f"{PAGE}/negative": "",
+            f"{PAGE}/negative": _typed_negative(settings),
             f"{PAGE}/model": model,
+            f"{PAGE}/route": "raw" if written and reading.changes(settings.source) else "auto",
             f"{PAGE}/style": choosing.NO_STYLE,
             f"{PAGE}/shape": "own",
-            f"{PAGE}/width": min(2048, max(64, settings.config.width)),
-            f"{PAGE}/height": min(2048, max(64, settings.config.height)),
-            f"{PAGE}/steps/{model}": min(50, settings.config.steps),
-            f"{PAGE}/guidance/{model}": min(15.0, settings.config.guidance_scale),
-            f"{PAGE}/seed": min(2**53 - 1, settings.seed),
+            f"{PAGE}/width": min(limits.max_side, max(64, settings.config.width)),
+            f"{PAGE}/height": min(limits.max_side, max(64, settings.config.height)),
+            f"{PAGE}/steps/{model}": min(limits.max_steps, settings.config.steps),
+            f"{PAGE}/guidance/{model}": min(choosing.MOST_GUIDANCE, float(settings.config.guidance_scale)),
+            f"{PAGE}/count": 1,
+            f"{PAGE}/seed": min(choosing.MOST_SEED, settings.seed),
             f"{PAGE}/seed-used": None,
             f"{PAGE}/looked": True,
             f"{PAGE}/restored": settings.model,
         }
     )
+
+
+def _typed_negative(settings: Settings) -> str:
+    """What was typed as the negative prompt: without that which reading finds in the prompt again."""
+    try:
+        found = jpgen.normalize(settings.source, seed=settings.seed).negative
+    except jpgen.JpgenError:
+        found = ""
+    return settings.negative.removesuffix(found).rstrip("、") if found else settings.negative
 
 
 def _drop() -> None:

@@ -22,7 +22,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
 ]  # fmt: skip
-WAIT = 240_000  # ms
+WAIT = int(os.environ.get("JPGEN_BROWSER_WAIT", "180")) * 1000
 expect.set_options(timeout=WAIT)
 
 
@@ -57,7 +57,7 @@ def serve(folder: Path, script: Path, *arguments: str, settings: str = "") -> Se
     flags = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true", "--browser.gatherUsageStats=false"]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", str(script), *flags, "--", *arguments], cwd=folder, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "streamlit", "run", str(script), *flags, "--", *arguments], cwd=ROOT / "demo", env=environment, stdout=log, stderr=log
         )
     url, paced = f"http://127.0.0.1:{port}", Event()
     for _ in range(1200):
@@ -118,7 +118,8 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Page]]:
         context.set_default_timeout(WAIT)
         page = context.new_page()
         page.goto(f"{server.url}/{tab}")
-        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        expect(page.get_by_role("heading", level=1).or_(page.locator(".stException")).first).to_be_visible()
+        assert not page.locator(".stException").count(), page.locator(".stException").inner_text()
         settled(page)
         return page
 
