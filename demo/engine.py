@@ -319,8 +319,9 @@ class Engine:
         while not self._closed:
             if job := self._next():
                 self._do(job)
-            else:
+            elif not self._closed:
                 self._unload()
+        self._open = None
 
     def _next(self) -> _Job | None:
         """The next job, waited for; None when there was nothing to do for the idle time, or the engine closes."""

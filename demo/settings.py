@@ -124,8 +124,9 @@ def _parts(hashed: str) -> tuple[bytes, bytes]:
 
 
 def _fault(name: str, value: Any, kind: type) -> str:
-    wanted: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (list,), Path: (str,)}
-    if not isinstance(value, wanted.get(kind, (kind,))) or (isinstance(value, bool) and kind is not bool):
+    told: dict[type, Any] = {float: (int, float), tuple: list, Path: str}  # as TOML has them
+    fits: bool = isinstance(value, told.get(kind, kind))
+    if not fits or (isinstance(value, bool) and kind is not bool):
         return f"{name} = {value!r} は {kind.__name__} にしてください / wanted {kind.__name__}, got {type(value).__name__}"
     if kind is tuple and not all(isinstance(one, str) for one in value):
         return f"{name} は文字列の並びにしてください / wanted a list of strings"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.metadata import Settings, file_name, parse_parameters, picture_name, read_settings
+    from jpgen.pictures import read_picture
     from jpgen.pipeline import Pipeline
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
     from jpgen.types import (
@@ -53,6 +55,8 @@ _HOMES = {
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
+    "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
+    "jpgen.pictures": ("read_picture",),
     "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
     "jpgen.types": (
@@ -85,6 +89,7 @@ __all__ = [
     "RecipeError",
     "SamplingConfig",
     "SettingError",
+    "Settings",
     "Step",
     "StudyError",
     "Style",
@@ -93,6 +98,7 @@ __all__ = [
     "WeightsError",
     "Wildcards",
     "apply_style",
+    "file_name",
     "generate",
     "generate_many",
     "load_catalog",
@@ -100,6 +106,10 @@ __all__ = [
     "load_lexicon",
     "load_styles",
     "normalize",
+    "parse_parameters",
+    "picture_name",
+    "read_picture",
+    "read_settings",
 ]
 
 

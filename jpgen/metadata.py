@@ -157,10 +157,15 @@ def encode_picture(generation: Generation, format: str) -> bytes:
 
 def file_name(generation: Generation, suffix: str = ".png") -> str:
     """A file name from prompt and seed, safe on every system: `夕焼けの海に浮かぶ赤い船-7.png`; raises OutputError for an unknown suffix."""
+    return picture_name(generation.prompt.source, generation.seed, suffix)
+
+
+def picture_name(source: str, seed: int, suffix: str = ".png") -> str:
+    """As `file_name`, of a prompt as it was typed and a seed."""
     _format(suffix)
-    kept = ("_" if c in '<>:"/\\|?*' or unicodedata.category(c)[0] in "CZ" else c for c in generation.prompt.source)
+    kept = ("_" if c in '<>:"/\\|?*' or unicodedata.category(c)[0] in "CZ" else c for c in source)
     stem = unicodedata.normalize("NFC", re.sub("_+", "_", "".join(kept)).strip("._-~")) or "picture"
-    return _fitting(f"_{stem}" if DEVICE.match(stem) else stem, f"-{generation.seed}{suffix}")
+    return _fitting(f"_{stem}" if DEVICE.match(stem) else stem, f"-{seed}{suffix}")
 
 
 def inside(folder: Path, name: str) -> Path:

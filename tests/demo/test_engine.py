@@ -355,18 +355,15 @@ class Shared:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.may_step, self.stepped = threading.Semaphore(0), threading.Semaphore(0)
-        self.steps = 3
+        self.may_step, self.steps, self.ending = threading.Semaphore(0), 3, False
 
     def generate(self, prompt: str, *, on_step: Callable[[Step], bool]) -> tuple[str, Image.Image]:
         self.asked.append(prompt)
         if "error" in prompt:
             raise SettingError(f"{prompt}: だめです / no good")
         for index in range(1, self.steps + 1):
-            assert self.may_step.acquire(timeout=WAIT)
-            going = on_step(Step(index, self.steps, lambda: [picture(prompt)]))
-            self.stepped.release()
-            if not going:
+            assert self.ending or self.may_step.acquire(timeout=WAIT)
+            if not on_step(Step(index, self.steps, lambda: [picture(prompt)])):
                 raise Cancelled("stopped")
         return prompt, picture(prompt)
 
@@ -429,7 +426,8 @@ def interleaved(make: Callable[..., Engine], chance: random.Random) -> None:
                         act(chance.choice(tickets[other]), session=session)
             case _:
                 look(session)
-    shared.may_step.release(1000)
+    shared.ending = True
+    shared.may_step.release()
     for session, mine in tickets.items():
         for ticket in mine:
             shot = engine.wait(ticket, session=session, timeout=WAIT)
