@@ -8,7 +8,9 @@ from pathlib import Path
 import streamlit as st
 
 from demo import browser_parts
+from demo.gallery import GalleryError
 from demo.notices import failure
+from demo.settings import SettingsError
 from demo.studio import studio
 from demo.tabs import blend, compare, create, gallery, recognise, repair
 from demo.words import LANGUAGES, language, say
@@ -29,19 +31,31 @@ def show() -> None:
     st.set_page_config(page_title=say("title"), page_icon=str(Path(__file__).with_name("icon.png")), layout="wide")
     st.html(Path(__file__).with_name("look.css"))
     browser_parts.mark_language()
+    try:
+        studio()
+    except (SettingsError, GalleryError) as error:
+        return failure(error)
     if not _admitted():
         return
-    pages = [
-        st.Page(page, title=say(f"tab.{name}"), icon=icon, url_path=name, default=name == "create") for name, (page, icon) in TABS.items()
-    ]
-    page = st.navigation(pages, position="top")
+    pages = {
+        name: st.Page(page, title=say(f"tab.{name}"), icon=icon, url_path=name, default=name == "create") for name, (page, icon) in TABS.items()
+    }
+    page = st.navigation(list(pages.values()), position="top")
+    if wanted := st.session_state.pop("go", ""):
+        st.switch_page(pages[wanted])
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.title(page.title, anchor=False, width="content")
-        st.segmented_control(
-            say("language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, default=None if "language" in st.session_state else language(), key="language", required=True,
-            label_visibility="collapsed", persist_state="session",
-        )  # fmt: skip
+        _languages()
     page.run()
+
+
+def _languages() -> None:
+    if "language" not in st.session_state:
+        st.session_state["language"] = language()
+    st.segmented_control(
+        say("language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, key="language", required=True, label_visibility="collapsed",
+        persist_state="session",
+    )  # fmt: skip
 
 
 def _admitted() -> bool:

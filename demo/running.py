@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -10,16 +9,11 @@ import streamlit as st
 
 from demo.engine import Desk, QueueFull, Snapshot, UnknownTicket
 from demo.notices import failure, notice
-from demo.studio import studio
+from demo.studio import session, studio
 from demo.words import say
 
 EVERY = 0.4
 """Seconds between two looks at a job that waits or runs."""
-
-
-def session() -> str:
-    """The secret name of this session; the engine gives a job's pictures to nobody else."""
-    return str(st.session_state.setdefault("session", secrets.token_urlsafe(16)))
 
 
 def start(page: str, work: Callable[[Desk], Any], *, title: str) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-import jpgen
 from demo.engine import Engine
+from demo.gallery import Gallery
 from demo.settings import Settings, load_settings
 
 open_pipeline: Callable[..., Any] | None = None
-"""What opens a model in the place of jpgen.Pipeline; set by tests before the first session comes."""
+"""What opens a model in the place of jpgen.Pipeline; tests set it before the first session comes."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,28 @@ class Studio:
     """The shared things."""
 
     engine: Engine
-    gallery: Any
+    pictures: Gallery
     settings: Settings
 
 
 @st.cache_resource(show_spinner=False, on_release=lambda opened: opened.engine.close())
 def studio() -> Studio:
-    """The studio of this process."""
+    """The studio of this process; raises SettingsError or GalleryError, which the frame tells."""
     settings = load_settings()
+    pictures = Gallery(settings.gallery)
     engine = Engine(
         capacity=settings.capacity, per_session=settings.per_session, idle_seconds=settings.idle_seconds, away_seconds=settings.away_seconds,
         open_pipeline=open_pipeline,
     )  # fmt: skip
-    return Studio(engine, None, settings)
+    return Studio(engine, pictures, settings)
 
-def keep(made: jpgen.Generation) -> Path:
-    import secrets
-    return made.save(studio().settings.gallery / f"{secrets.token_hex(8)}.png")
 
-def recent(n): return sorted(studio().settings.gallery.glob("*.png"), key=lambda p: p.stat().st_mtime, reverse=True)[:n]
-def searchable(): return tuple(recent(200))
-def examples() -> list[str]:
-    return ["夕焼けの海に浮かぶ赤い船", "鳥居と桜並木", "三つのりんご、水彩画風", "雪の中の柴犬", "夜空の花火"]
+def session() -> str:
+    """The secret name of this session; the engine gives a job's pictures to nobody else."""
+    return str(st.session_state.setdefault("session", secrets.token_urlsafe(16)))
+
+
+def gallery() -> Gallery:
+    """The pictures this session sees: all of this computer, or in public its own. To be asked for in a page, not in a worker."""
+    opened = studio()
+    return opened.pictures.of(session()) if opened.settings.public else opened.pictures

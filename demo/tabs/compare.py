@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import streamlit as st
 
 import jpgen
 from demo import axes, choosing, reading, results, running
 from demo.engine import Desk
-from demo.notices import failure, notice
+from demo.notices import notice
 from demo.scores import likeness, scorable
-from demo.studio import keep, studio
+from demo.results import Made, keep
+from demo.studio import gallery, studio
 from demo.words import say
 
 WAYS, GRID = "ways", "grid"
@@ -21,10 +21,10 @@ JAPANESE, ENGLISH, TRANSLATED, RAW = "japanese", "english", "translated", "raw"
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture of a comparison: under which heading, where it is, how well it fits its own words (None: nobody can say)."""
+    """One picture of a comparison: under which heading, the picture, how well it fits its own words (None: nobody can say)."""
 
     heading: str
-    path: Path
+    made: Made
     text: str
     score: float | None = None
 
@@ -69,6 +69,8 @@ def _compare() -> None:
     except jpgen.JpgenError as error:
         return running.refuse("ways", error)
 
+    kept = gallery()
+
     def draw(desk: Desk) -> None:
         pipeline = desk.pipeline()
         if translator:
@@ -77,7 +79,7 @@ def _compare() -> None:
         desk.expect(len(order))
         for way in order:
             made = pipeline.generate(prompts[way], seed=seed, on_step=desk.on_step)
-            desk.deliver(Drawn(way, keep(made), made.prompt.seen.text, likeness(made.image, text)))
+            desk.deliver(Drawn(way, keep(kept, made, "compare"), made.prompt.seen.text, likeness(made.image, text)))
 
     running.start("ways", draw, title=text)
 
@@ -94,11 +96,10 @@ def translated(prompt: jpgen.Prompt, translator: str) -> jpgen.Prompt:
 
 
 def _shown(drawn: tuple[Drawn, ...]) -> None:
-    there = [one for one in drawn if isinstance(one, Drawn) and one.path.is_file()]
-    for column, one in zip(st.columns(len(there)) if there else [], there, strict=True):
+    for column, one in zip(st.columns(len(drawn)) if drawn else [], drawn, strict=True):
         with column:
             st.subheader(say(f"ways.of.{one.heading}"), anchor=False)
-            results.picture(one.path)
+            results.picture(one.made)
             st.text(one.text)
             if one.score is not None:
                 st.metric(say("score"), f"{one.score:.3f}")
@@ -119,8 +120,8 @@ def _grid() -> None:
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.number_input(say("seed"), 0, 2**53 - 1, 1, key="grid/seed", width=190, persist_state="session")
             st.form_submit_button(say("grid.go"), type="primary", icon=":material/grid_view:", on_click=_draw_grid, args=(x, y), key="grid-go")
-    if not running.follow("grid", lambda cells: _table(cells, x, y)):
-        _table(running.outcome("grid"), x, y)
+    if not running.follow("grid", _table):
+        _table(running.outcome("grid"))
 
 
 def _draw_grid(x: axes.Axis, y: axes.Axis) -> None:
@@ -131,27 +132,25 @@ def _draw_grid(x: axes.Axis, y: axes.Axis) -> None:
     except jpgen.JpgenError as error:
         return running.refuse("grid", error)
 
+    kept = gallery()
+
     def draw(desk: Desk) -> None:
         desk.expect(len(cells))
         for cell, prompt in zip(cells, prompts, strict=True):
             pipeline = desk.pipeline(cell.model)
             made = pipeline.generate(prompt, seed=cell.seed, config=pipeline.config(**cell.sampling), on_step=desk.on_step)
-            desk.deliver((cell, keep(made)))
+            desk.deliver((cell, keep(kept, made, "grid")))
 
     running.start("grid", draw, title=text)
 
 
-def _table(drawn: tuple[tuple[axes.Cell, Path], ...], x: axes.Axis, y: axes.Axis) -> None:
-    paths = {(cell.x, cell.y): path for cell, path in drawn if path.is_file()}
-    if not paths:
-        return
-    xs, ys = list(dict.fromkeys(cell.x for cell, _ in drawn)), list(dict.fromkeys(cell.y for cell, _ in drawn))
-    for row in ys:
+def _table(drawn: tuple[tuple[axes.Cell, Made], ...]) -> None:
+    pictures = {(cell.x, cell.y): made for cell, made in drawn}
+    across = list(dict.fromkeys(cell.x for cell, _ in drawn))
+    for row in dict.fromkeys(cell.y for cell, _ in drawn):
         st.text(axes.told(drawn[0][0].y_name, row))
-        for column, value in zip(st.columns(len(xs)), xs, strict=True):
-            with column:
-                if (value, row) in paths:
-                    results.picture(paths[value, row])
+        for column, value in zip(st.columns(len(across)), across, strict=True):
+            if (value, row) in pictures:
+                with column:
+                    results.picture(pictures[value, row])
                     st.text(axes.told(drawn[0][0].x_name, value))
-                else:
-                    failure(say("picture.gone"))

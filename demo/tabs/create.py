@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 import jpgen
-from demo import choosing, reading, results, running
+from demo import choosing, reading, results, running, sources
 from demo.choosing import Chosen
 from demo.engine import Desk
 from demo.notices import failure, notice
-from demo.studio import examples, keep, studio
-from demo.uploads import restore
+from demo.results import Made, keep
+from demo.studio import gallery, studio
+from demo.uploads import open_picture, restore
 from demo.words import say
-from jpgen.metadata import Settings
 
 PAGE = "create"
 VARIED = 0.55
@@ -35,9 +34,8 @@ def show() -> None:
 
 
 def _examples() -> None:
-    shown = examples()[:5]
     with st.container(horizontal=True, gap="small", key="examples"):
-        for place, text in enumerate(shown):
+        for place, text in enumerate(say("examples").split("|")):
             st.button(text, key=f"example-{place}", on_click=_take, args=(text,), type="tertiary", width="content")
 
 
@@ -96,85 +94,98 @@ def _begin(chosen: Chosen, seed: int) -> None:
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
 
+    kept = gallery()
+
     def draw(desk: Desk) -> None:
         pipeline = chosen.pipeline(desk)
         config = chosen.config(pipeline)
         desk.expect(len(prompts))
         for n, prompt in enumerate(prompts):
-            desk.deliver(keep(pipeline.generate(prompt, seed=seed + n, config=config, on_step=desk.on_step)))
+            desk.deliver(keep(kept, pipeline.generate(prompt, seed=seed + n, config=config, on_step=desk.on_step)))
 
     running.start(PAGE, draw, title=text)
 
 
 def _pictures() -> None:
-    if running.follow(PAGE, lambda paths: results.show(paths, page=f"{PAGE}-partly")):
+    if running.follow(PAGE, lambda pictures: results.show(pictures, page=f"{PAGE}-partly")):
         return
-    paths = running.outcome(PAGE)
-    if paths:
-        actions = (("again", ":material/refresh:", _again), ("vary", ":material/shuffle:", _vary), ("restore", ":material/settings_backup_restore:", _restore))
-        results.show(paths, page=PAGE, actions=actions)
+    pictures = running.outcome(PAGE)
+    if pictures:
+        results.show(pictures, page=PAGE, actions=ACTIONS)
     else:
         st.html(f'<div class="jp-empty">{say("create.empty")}</div>')
 
 
 def _understood(chosen: Chosen) -> None:
-    """The reading of the picture that is shown, or of what was typed since."""
+    """How the picture that is shown was read, or what was typed since."""
     text, negative = _typed()
     if not st.session_state.get(f"{PAGE}/looked") or not text.strip():
         return
     st.subheader(say("reading"), anchor=False)
     if chosen.route == "raw":
         return notice(say("reading.raw"))
-    settings = next((told for path in running.outcome(PAGE)[:1] if path.is_file() and (told := results.told(path))), None)
-    if settings and settings.source == chosen.styled(text, negative)[0] and settings.prompt.translation.by:
-        reading.show(settings.prompt, page=PAGE)
+    styled, unwanted = chosen.styled(text, negative)
+    prompts = [made.settings.prompt for made in running.outcome(PAGE) if made.settings]
+    drawn = next((prompt for prompt in prompts if prompt.source == styled and prompt.translation.by), None)
+    if drawn:
+        reading.show(drawn, page=PAGE)
     else:
-        reading.show_typed(*chosen.styled(text, negative), page=PAGE)
+        reading.show_typed(styled, unwanted, page=PAGE)
 
 
-def _repeated(path: Path, seed: int, init: jpgen.InitImage | None = None) -> None:
-    """Hand in the settings of a picture once more with this seed."""
-    settings = results.told(path)
+def _repeated(made: Made, kind: str, init: jpgen.InitImage | None = None) -> None:
+    """Hand in the settings of a picture once more, with the seed locked or a fresh one."""
+    settings = made.settings
     if settings is None:
         return running.refuse(PAGE, say("picture.untold"))
+    seed, kept = _next(settings.seed), gallery()
 
     def draw(desk: Desk) -> None:
         pipeline = desk.pipeline(settings.model)
-        desk.deliver(keep(pipeline.generate(settings.prompt, seed=seed, config=settings.config, on_step=desk.on_step, init=init)))
+        drawn = pipeline.generate(settings.prompt, seed=seed, config=settings.config, on_step=desk.on_step, init=init)
+        desk.deliver(keep(kept, drawn, kind))
 
     running.start(PAGE, draw, title=settings.source)
 
 
-def _fresh(path: Path) -> int:
-    settings = results.told(path)
-    choosing.throw(PAGE)
-    locked = st.session_state.get(f"{PAGE}/lock") and settings is not None
-    seed = settings.seed if locked and settings else int(st.session_state[f"{PAGE}/seed"])
+def _next(seed: int) -> int:
+    if not st.session_state.get(f"{PAGE}/lock"):
+        choosing.throw(PAGE)
+        seed = int(st.session_state[f"{PAGE}/seed"])
     st.session_state[f"{PAGE}/seed"] = st.session_state[f"{PAGE}/seed-used"] = seed
     return seed
 
 
-def _again(path: Path) -> None:
-    _repeated(path, _fresh(path))
+def _again(made: Made) -> None:
+    _repeated(made, "create")
 
 
-def _vary(path: Path) -> None:
-    from demo.uploads import open_picture
-
+def _vary(made: Made) -> None:
     try:
-        image = open_picture(path.read_bytes(), path.name)
-    except (jpgen.JpgenError, OSError) as error:
+        image = open_picture(made.read(), made.name)
+    except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
-    _repeated(path, _fresh(path), jpgen.InitImage(image, VARIED))
+    _repeated(made, "vary", jpgen.InitImage(image, VARIED))
 
 
-def _restore(path: Path) -> None:
-    settings = results.told(path)
-    if settings:
-        put_back(settings)
+def _restore(made: Made) -> None:
+    if made.settings:
+        put_back(made.settings)
 
 
-def put_back(settings: Settings) -> None:
+def _repair(made: Made) -> None:
+    sources.send("repair", made)
+
+
+ACTIONS = (
+    ("again", ":material/refresh:", _again),
+    ("vary", ":material/shuffle:", _vary),
+    ("restore", ":material/settings_backup_restore:", _restore),
+    ("tab.repair", ":material/healing:", _repair),
+)
+
+
+def put_back(settings: jpgen.Settings) -> None:
     """Set the page's widgets to the settings of a picture, as far as they go; for callbacks."""
     known, limits = choosing.models(), studio().settings
     model = settings.model if settings.model in known else next(iter(known))
@@ -200,7 +211,7 @@ def put_back(settings: Settings) -> None:
     )
 
 
-def _typed_negative(settings: Settings) -> str:
+def _typed_negative(settings: jpgen.Settings) -> str:
     """What was typed as the negative prompt: without that which reading finds in the prompt again."""
     try:
         found = jpgen.normalize(settings.source, seed=settings.seed).negative

@@ -11,7 +11,6 @@ from demo import results, running, sources
 from demo.engine import Desk
 from demo.notices import failure, notice
 from demo.sources import Source
-from demo.studio import searchable
 from demo.words import say
 
 PAGE, SEARCH = "recognise", "recognise-search"

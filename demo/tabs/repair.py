@@ -15,7 +15,8 @@ from demo.edits import reword
 from demo.engine import Desk
 from demo.notices import failure, notice
 from demo.sources import Source
-from demo.studio import keep
+from demo.results import Made, keep
+from demo.studio import gallery
 from demo.words import say
 
 PAGE = "repair"
@@ -41,8 +42,8 @@ def show() -> None:
             _difference()
 
 
-def _go_on(path: results.Path) -> None:
-    sources.send(PAGE, path)
+def _go_on(made: Made) -> None:
+    sources.send(PAGE, made)
 
 
 def _config(pipeline: jpgen.Pipeline, image: Image.Image, times: float = 1.0) -> jpgen.SamplingConfig:
@@ -68,12 +69,12 @@ def _draw(source: Source, name: str, mask: Image.Image | None, times: float, str
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
     seed = source.settings.seed if source.settings else 1
-    init = jpgen.InitImage(source.image, strength, mask)
+    init, kept = jpgen.InitImage(source.image, strength, mask), gallery()
 
     def draw(desk: Desk) -> None:
         pipeline = desk.pipeline()
         made = pipeline.generate(prompt, seed=seed, config=_config(pipeline, source.image, times), on_step=desk.on_step, init=init)
-        desk.deliver(keep(made))
+        desk.deliver(keep(kept, made, "repair"))
 
     st.session_state[f"{PAGE}/difference"] = None
     running.start(PAGE, draw, title=prompt.source)
