@@ -1,3 +1,158 @@
+"""ギャラリー: everything made, to be found, marked, saved and thrown away."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import streamlit as st
+
+from demo import results, sources
+from demo.gallery import Gallery, GalleryError, Item
+from demo.notices import failure, notice
+from demo.results import of_item
+from demo.studio import gallery, studio
+from demo.tabs import create
+from demo.words import say
+
+PAGE = "gallery"
+ACROSS, AT_ONCE = 4, 24
+ANY = ""
+
+
 def show() -> None:
-    import streamlit as st
-    st.text("…")
+    """The page."""
+    kept = gallery()
+    if kept.notice:
+        notice(kept.notice, kind="bad")
+    if studio().settings.public:
+        notice(say("gallery.public"))
+    try:
+        _page(kept)
+    except GalleryError as error:
+        failure(error)
+
+
+def _page(kept: Gallery) -> None:
+    chosen = _filters(kept)
+    found = kept.search(limit=AT_ONCE, offset=AT_ONCE * (_number() - 1), **chosen)
+    if found.total and not found.items:  # what was on the last page is gone
+        st.session_state[f"{PAGE}/number"] = 1
+        st.rerun()
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.text(say("gallery.count", total=found.total))
+        if found.total > AT_ONCE:
+            st.pagination(-(-found.total // AT_ONCE), key=f"{PAGE}/number", persist_state="session")
+    if not found.items:
+        st.html(f'<div class="jp-empty">{say("gallery.empty")}</div>')
+        return
+    with st.form("gallery-form", border=False, enter_to_submit=False):
+        marked = _grid(kept, found.items, pick=True)
+        with st.container(horizontal=True):
+            if chosen["deleted"]:
+                restore = st.form_submit_button(say("gallery.restore"), icon=":material/restore_from_trash:", key="gallery-restore")
+                empty = st.form_submit_button(say("gallery.empty_bin"), icon=":material/delete_forever:", key="gallery-empty")
+                export = delete = star = False
+            else:
+                star = st.form_submit_button(say("gallery.star"), icon=":material/star:", key="gallery-star")
+                export = st.form_submit_button(say("gallery.zip"), icon=":material/folder_zip:", key="gallery-zip")
+                delete = st.form_submit_button(say("gallery.delete"), icon=":material/delete:", key="gallery-delete")
+                restore = empty = False
+    if empty:
+        kept.empty_bin()
+        st.rerun()
+    if any((star, export, delete, restore)) and not marked:
+        return notice(say("gallery.mark_first"))
+    if export:
+        return _export(kept, marked)
+    if delete:
+        kept.delete([item.id for item in marked])
+    if restore:
+        kept.restore([item.id for item in marked])
+    if star:
+        for item in marked:
+            kept.favourite(item.id, not item.favourite)
+    if star or delete or restore:
+        st.session_state[f"{PAGE}/round"] = _round() + 1  # new boxes, none ticked
+        st.rerun()
+    _opened(kept)
+
+
+def _filters(kept: Gallery) -> dict[str, str | bool]:
+    facets = kept.facets()
+    with st.form("gallery-search", border=False, enter_to_submit=False):
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            text = st.text_area(say("gallery.search"), key=f"{PAGE}/text", height=68, placeholder=say("search.placeholder"), persist_state="session")
+            st.form_submit_button(say("search.go"), icon=":material/search:", key="gallery-search-go")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        favourite = st.toggle(say("gallery.favourites"), key=f"{PAGE}/favourite", persist_state="session")
+        deleted = st.toggle(say("gallery.bin"), key=f"{PAGE}/bin", persist_state="session")
+        chosen = {
+            name: st.selectbox(
+                say(f"gallery.{name}"), [ANY, *facets[name]], key=f"{PAGE}/{name}", persist_state="session", width=190,
+                format_func=lambda value: _facet(value),
+            )
+            for name in ("model", "kind")
+            if len(facets[name]) > 1
+        }  # fmt: skip
+    return {"text": (text or "")[:200], "favourite": favourite, "deleted": deleted, **chosen}
+
+
+def _facet(value: str) -> str:
+    return {
+        ANY: say("gallery.any"), "create": say("tab.create"), "vary": say("vary"), "compare": say("tab.compare"), "grid": say("compare.grid"),
+        "repair": say("tab.repair"), "blend": say("tab.blend"),
+    }.get(value, value)  # fmt: skip
+
+
+def _grid(kept: Gallery, items: tuple[Item, ...], *, pick: bool) -> list[Item]:
+    """Small pictures with a box to tick each; returns the ticked ones."""
+    marked = []
+    for first in range(0, len(items), ACROSS):
+        for column, item in zip(st.columns(ACROSS), items[first : first + ACROSS], strict=False):
+            with column:
+                small = kept.thumbnail(item)
+                if small:
+                    st.image(small, width="stretch", alt=item.prompt)
+                else:
+                    failure(say("picture.gone"))
+                st.text(("★ " if item.favourite else "") + item.prompt[:40])
+                if pick and st.checkbox(say("gallery.pick"), key=f"{PAGE}/pick/{_round()}/{item.id}"):
+                    marked.append(item)
+    return marked
+
+
+def _opened(kept: Gallery) -> None:
+    """One picture large, with all that can be done with it."""
+    items = {item.id: item for item in kept.search(limit=AT_ONCE).items}
+    chosen = st.selectbox(
+        say("gallery.open"), [ANY, *items], key=f"{PAGE}/open", format_func=lambda id: f"{items[id].prompt[:60]} · {items[id].seed}" if id else say("style.none")
+    )
+    if chosen:
+        left, _ = st.columns([3, 2])
+        with left:
+            results.show((of_item(items[chosen]),), page=PAGE, actions=(("restore", ":material/settings_backup_restore:", _restore), ("tab.repair", ":material/healing:", _repair)))
+
+
+def _restore(made: results.Made) -> None:
+    if made.settings:
+        create.put_back(made.settings)
+        st.session_state["go"] = "create"
+
+
+def _repair(made: results.Made) -> None:
+    sources.send("repair", made)
+
+
+def _export(kept: Gallery, items: list[Item]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data = kept.export([item.id for item in items], Path(folder) / "jpgen.zip").read_bytes()
+    st.download_button(say("gallery.zip.save", count=len(items)), data, "jpgen.zip", "application/zip", icon=":material/download:", on_click="ignore")
+
+
+def _number() -> int:
+    return int(st.session_state.get(f"{PAGE}/number") or 1)
+
+
+def _round() -> int:
+    return int(st.session_state.get(f"{PAGE}/round", 0))
