@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.evaluate.scores import clip_score, retrieve, zero_shot
     from jpgen.metadata import Settings, file_name, parse_parameters, picture_name, read_settings
     from jpgen.pictures import read_picture
     from jpgen.pipeline import Pipeline
@@ -55,6 +56,7 @@ _HOMES = {
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
+    "jpgen.evaluate.scores": ("clip_score", "retrieve", "zero_shot"),
     "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
     "jpgen.pictures": ("read_picture",),
     "jpgen.pipeline": ("Pipeline",),
@@ -98,6 +100,7 @@ __all__ = [
     "WeightsError",
     "Wildcards",
     "apply_style",
+    "clip_score",
     "file_name",
     "generate",
     "generate_many",
@@ -110,6 +113,8 @@ __all__ = [
     "picture_name",
     "read_picture",
     "read_settings",
+    "retrieve",
+    "zero_shot",
 ]
 
 

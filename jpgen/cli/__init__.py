@@ -153,7 +153,7 @@ def models_group(context: click.Context, as_json: bool) -> None:
 @explained
 def models_show_command(name: str, as_json: bool) -> None:
     """NAME について分かっていること。未確認のものには印を付けます / what is known of a model; what is not verified is marked."""
-    from jpgen.catalog import TRANSLATORS, find_model
+    from jpgen.catalog import SCORERS, TRANSLATORS, find_model
     from jpgen.models import license_accepted, license_page, restricted, whereabouts
     from jpgen.types import plain_data
 
@@ -162,7 +162,7 @@ def models_show_command(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**plain_data(entry), "where": where, "restricted": asked, "accepted": accepted}, ensure_ascii=False))
         return
-    settings = "" if entry.family in TRANSLATORS else " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
+    settings = "" if entry.family in (*TRANSLATORS, *SCORERS) else " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
     terms = "" if not asked else "、承諾済み / accepted" if accepted else f"、未承諾 / not accepted: jpgen models accept {name}"
     rows = [
         ("場所 / where", f"{WHERE[where]} / {where}"),
