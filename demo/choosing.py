@@ -12,7 +12,7 @@ from demo.engine import Desk
 from demo.notices import failure, labelled, notice
 from demo.studio import studio
 from demo.words import one_language, say
-from jpgen.catalog import TRANSLATORS, Entry
+from jpgen.catalog import SCORERS, TRANSLATORS, Entry
 from jpgen.merged import members
 from jpgen.models import accept_license, license_accepted, license_page, restricted, whereabouts
 
@@ -70,7 +70,7 @@ def models() -> dict[str, Entry]:
     """Models that draw, those that are on this machine first."""
     allowed = studio().settings.models
     offered = {
-        name: entry for name, entry in jpgen.load_catalog().items() if entry.family not in TRANSLATORS and (not allowed or name in allowed)
+        name: entry for name, entry in jpgen.load_catalog().items() if entry.family not in (*TRANSLATORS, *SCORERS) and (not allowed or name in allowed)
     }
     order = {"builtin": 0, "local": 1, "fetched": 2}
     return dict(sorted(offered.items(), key=lambda row: order.get(whereabouts(row[1]), 3)))

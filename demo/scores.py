@@ -1,20 +1,48 @@
-"""How well a picture fits words, where this jpgen can say it: jpgen.clip_score, jpgen.zero_shot, jpgen.retrieve."""
+"""How well a picture fits words, and the features by which pictures are found: by jpgen's own scorer, where its weights are there."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import jpgen
+from jpgen.evaluate.scorer import DEFAULT_SCORER, open_scorer
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from demo.engine import Desk
+    from demo.gallery import Gallery, Item
+
+AT_ONCE = 16
+
 
 def scorable() -> bool:
-    """Whether there is a score of pictures and words."""
-    return hasattr(jpgen, "clip_score")
+    """Whether the scorer's weights are on this machine."""
+    entry = jpgen.load_catalog().get(DEFAULT_SCORER)
+    return entry is not None and any(entry.place.glob("*.safetensors"))
 
 
 def likeness(image: Image.Image, text: str) -> float | None:
-    """The CLIP score of the picture with the words; None where nothing can say it."""
-    return None
+    """The score of the picture with the words (see jpgen.clip_score); None where nothing can say it."""
+    return jpgen.clip_score([image], [text])[0] if scorable() else None
+
+
+def nearest(kept: Gallery, words: str, desk: Desk, *, limit: int) -> list[Item]:
+    """The pictures of a gallery that show what the words say, the best first; each picture is read once and remembered."""
+    scorer = open_scorer()
+    while new := kept.unread(scorer.name, AT_ONCE):
+        if desk.cancelled:
+            raise jpgen.Cancelled("取り消されました / cancelled")
+        for item in new:
+            kept.remember(item.id, scorer.name, _features(item))
+    wanted = scorer.text_features([words])[0].tolist()
+    return [item for item, _ in kept.nearest(scorer.name, wanted, limit)]
+
+
+def _features(item: Item) -> list[float]:
+    """The features of a picture; all 0, near to nothing, if its file cannot be read."""
+    scorer = open_scorer()
+    try:
+        return list(scorer.image_features([jpgen.read_picture(item.path)])[0].tolist())
+    except jpgen.JpgenError:
+        return [0.0] * scorer.text_features(["絵"]).shape[1]

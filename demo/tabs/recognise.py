@@ -7,20 +7,25 @@ from html import escape
 import streamlit as st
 
 import jpgen
-from demo import results, running, sources
+from demo import running, sources
 from demo.engine import Desk
-from demo.notices import failure, notice
+from demo.notices import notice
+from demo.results import Made, of_item, picture
+from demo.scores import nearest, scorable
 from demo.sources import Source
+from demo.studio import gallery
 from demo.words import say
 
 PAGE, SEARCH = "recognise", "recognise-search"
 MOST_LABELS = 50
 MOST_LETTERS = 100
+SHOWN = 8
+"""Pictures of a search."""
 
 
 def show() -> None:
     """The page."""
-    if not hasattr(jpgen, "zero_shot"):
+    if not scorable():
         return notice(say("recognise.none"))
     left, right = st.columns(2, gap="large")
     with left:
@@ -30,7 +35,8 @@ def show() -> None:
             _ask(source)
     with right:
         if not running.follow(PAGE):
-            bars(running.outcome(PAGE))
+            for rows in running.outcome(PAGE):
+                bars(rows)
     st.divider()
     _search()
 
@@ -58,14 +64,13 @@ def _recognise(source: Source) -> None:
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
 
-    def look(desk: Desk) -> None:
-        for label, probability in jpgen.zero_shot(source.image, labels):
-            desk.deliver((label, float(probability)))
+    def look(desk: Desk) -> list[tuple[str, float]]:
+        return [(label, float(probability)) for label, probability in jpgen.zero_shot(source.image, labels)]
 
     running.start(PAGE, look, title=say("tab.recognise"))
 
 
-def bars(rows: tuple[tuple[str, float], ...]) -> None:
+def bars(rows: list[tuple[str, float]]) -> None:
     """A bar for every label, the likeliest first; read out as text too."""
     cells = "".join(
         f'<span>{escape(label)}</span><div class="bar" style="width:{100 * share:.1f}%"></div><span>{100 * share:.1f} %</span>'
@@ -81,23 +86,20 @@ def _search() -> None:
         st.text_area(say("search.words"), key=f"{SEARCH}/words", height=68, placeholder=say("search.placeholder"))
         st.form_submit_button(say("search.go"), icon=":material/search:", on_click=_look_for, key="search-go")
     if not running.follow(SEARCH):
-        found = [path for path in running.outcome(SEARCH) if path.is_file()]
-        for column, path in zip(st.columns(4), found[:4], strict=False):
-            with column:
-                results.picture(path)
+        columns = st.columns(4)
+        for place, made in enumerate(one for found in running.outcome(SEARCH) for one in found):
+            with columns[place % 4]:
+                picture(made)
+                st.text(made.alt[:60])
 
 
 def _look_for() -> None:
     words = str(st.session_state.get(f"{SEARCH}/words") or "").strip()
     if not words or len(words) > MOST_LETTERS:
         return running.refuse(SEARCH, say("search.empty"))
-    paths = searchable()
+    kept = gallery()
 
-    def look(desk: Desk) -> None:
-        from demo.uploads import open_picture
-
-        there = [path for path in paths if path.is_file()]
-        for place, _ in jpgen.retrieve(words, [open_picture(path.read_bytes(), path.name) for path in there])[:4]:
-            desk.deliver(there[place])
+    def look(desk: Desk) -> list[Made]:
+        return [of_item(item) for item in nearest(kept, words, desk, limit=SHOWN)]
 
     running.start(SEARCH, look, title=words)
