@@ -37,11 +37,11 @@ GENERAL_ERROR = (
 MEMORY_ERROR = "メモリが足りません。絵を小さくするか、枚数を減らしてください / out of memory: draw smaller or fewer pictures"
 
 
-class QueueFull(Exception):
+class QueueFull(jpgen.JpgenError):
     """No more work is taken for now; the text says why and what to do."""
 
 
-class UnknownTicket(Exception):
+class UnknownTicket(jpgen.JpgenError):
     """No such ticket of this session: it was never given, is another's, or was forgotten long after its end."""
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jpgen
+
 log = logging.getLogger("jpgen.demo")
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ KATAKANA = {code: code - 0x60 for code in range(ord("ァ"), ord("ヶ") + 1)}
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-class GalleryError(Exception):
+class GalleryError(jpgen.OutputError):
     """The gallery cannot be read or written; nothing of it is lost."""
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import jpgen
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -25,7 +27,7 @@ else:
 VARIABLE = "JPGEN_DEMO_CONFIG"
 BESIDE = Path(__file__).with_name("settings.toml")
 
-class SettingsError(Exception):
+class SettingsError(jpgen.JpgenError):
     """The settings file cannot be read, or says what cannot be."""
 
 

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jpgen.adapters import list_loras
     from jpgen.api import generate, generate_many, load_generation
     from jpgen.catalog import load_catalog
     from jpgen.errors import (
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "jpgen.adapters": ("list_loras",),
     "jpgen.api": ("generate", "generate_many", "load_generation"),
     "jpgen.catalog": ("load_catalog",),
     "jpgen.errors": (
@@ -104,6 +106,7 @@ __all__ = [
     "file_name",
     "generate",
     "generate_many",
+    "list_loras",
     "load_catalog",
     "load_generation",
     "load_lexicon",

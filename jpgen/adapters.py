@@ -59,6 +59,11 @@ def list_files(folder: Path, suffix: str = SUFFIX) -> dict[str, Path]:
     return named | {_nfc(file.relative_to(folder).with_suffix("").as_posix()): file for file in files}
 
 
+def list_loras() -> dict[str, Path]:
+    """The LoRAs that a prompt can name (`<lora:名前:0.8>`): the files of $JPGEN_LORAS, else of loras in $XDG_DATA_HOME/jpgen."""
+    return list_files(adapter_folder(LORAS))
+
+
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 

@@ -250,15 +250,16 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
     return prompt, unwanted, {key: _unquoted(value) for key, value in pairs}
 
 
-def read_settings(path: Path) -> Settings:
-    """The settings inside a PNG, JPEG or WebP that jpgen saved; no pixel is decoded.
+def read_settings(picture: Path | bytes) -> Settings:
+    """The settings inside a PNG, JPEG or WebP that jpgen saved, a file or its bytes; no pixel is decoded.
 
     Raises MetadataError if there is no such picture, it holds no settings of jpgen, or they are damaged, forged or of a newer jpgen.
     """
+    named = "画像 / the picture" if isinstance(picture, bytes) else repr(str(picture))
     try:
-        if not path.is_file():
+        if not isinstance(picture, bytes) and not picture.is_file():
             raise MetadataError("ファイルがありません。場所を確かめてください / no such file: check the path")
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=("PNG", "JPEG", "WEBP")) as image:
             info = image.info
         twin, xmp = info.get("jpgen", ""), info.get("xmp", b"")
         if max(len(twin), len(xmp)) > MAX_TEXT or image.width * image.height > MAX_PIXELS:
@@ -268,10 +269,10 @@ def read_settings(path: Path) -> Settings:
         lack = "parameters だけで、jpgen の設定がありません" if "parameters" in info else "jpgen の設定がありません"
         raise MetadataError(f"{lack}。jpgen が保存した元の画像を使ってください / no settings of jpgen: use the file it saved")
     except MetadataError as error:
-        raise MetadataError(f"{str(path)!r}: {error}") from error.__cause__
+        raise MetadataError(f"{named}: {error}") from error.__cause__
     except Exception as error:  # hostile bytes make Pillow raise nearly anything
         damaged = f"画像として読めないか、設定が壊れています（{_brief(error)}）。元のファイルを使ってください"
-        raise MetadataError(f"{str(path)!r}: {damaged} / no picture, or damaged settings: use the file that jpgen saved") from error
+        raise MetadataError(f"{named}: {damaged} / no picture, or damaged settings: use the file that jpgen saved") from error
 
 
 def _settings(data: Any) -> Settings:
