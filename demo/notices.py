@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 import streamlit as st
@@ -32,6 +33,12 @@ def chip(title: str, before: str = "", after: str = "") -> None:
     """One rewrite: what stood there, what stands there now. Without either: a rule that is switched off."""
     change = f"<del>{escape(before) or NOTHING}</del> → <ins>{escape(after) or NOTHING}</ins>" if before or after else ""
     st.html(f'<span class="jp-chip{"" if change else " jp-off"}"><b>{escape(title)}</b> {change}</span>', width="content")
+
+
+def wipe(pieces: Iterable[tuple[str, str]]) -> None:
+    """A text with what went ("out") and what came ("in")."""
+    marks = {"out": "<del>{}</del>", "in": "<ins>{}</ins>"}
+    st.html(f'<p class="jp-wipe">{"".join(marks.get(kind, "{}").format(_lines(text)) for kind, text in pieces)}</p>')
 
 
 def _lines(text: str) -> str:

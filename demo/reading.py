@@ -9,6 +9,7 @@ from demo.notices import chip, failure, labelled, notice
 from demo.studio import studio
 from demo.words import say, table
 
+
 def read(text: str, negative: str, off: tuple[str, ...], *, seed: int = 0) -> jpgen.Prompt:
     """The prompt without these rules; raises jpgen.PromptError for what is empty, too long or no text."""
     most = studio().settings.prompt_characters

@@ -10,8 +10,8 @@ import jpgen
 from demo import axes, choosing, reading, results, running
 from demo.engine import Desk
 from demo.notices import notice
-from demo.scores import likeness, scorable
 from demo.results import Made, keep
+from demo.scores import likeness, scorable
 from demo.studio import gallery, studio
 from demo.words import say
 

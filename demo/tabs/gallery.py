@@ -80,10 +80,9 @@ def _page(kept: Gallery) -> None:
 
 def _filters(kept: Gallery) -> dict[str, str | bool]:
     facets = kept.facets()
-    with st.form("gallery-search", border=False, enter_to_submit=False):
-        with st.container(horizontal=True, vertical_alignment="bottom"):
-            text = st.text_area(say("gallery.search"), key=f"{PAGE}/text", height=68, placeholder=say("search.placeholder"), persist_state="session")
-            st.form_submit_button(say("search.go"), icon=":material/search:", key="gallery-search-go")
+    with st.form("gallery-search", border=False, enter_to_submit=False), st.container(horizontal=True, vertical_alignment="bottom"):
+        text = st.text_area(say("gallery.search"), key=f"{PAGE}/text", height=68, placeholder=say("search.placeholder"), persist_state="session")
+        st.form_submit_button(say("search.go"), icon=":material/search:", key="gallery-search-go")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         favourite = st.toggle(say("gallery.favourites"), key=f"{PAGE}/favourite", persist_state="session")
         deleted = st.toggle(say("gallery.bin"), key=f"{PAGE}/bin", persist_state="session")

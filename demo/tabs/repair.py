@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from html import escape
-
 import streamlit as st
 from PIL import Image
 
@@ -13,11 +10,11 @@ from demo import reading, results, running, sources
 from demo.browser_parts import paint_mask
 from demo.edits import reword
 from demo.engine import Desk
-from demo.notices import failure, notice
-from demo.sources import Source
+from demo.notices import notice, wipe
 from demo.results import Made, keep
-from demo.studio import gallery
-from demo.words import say
+from demo.sources import Source
+from demo.studio import gallery, studio
+from demo.words import one_language, say
 
 PAGE = "repair"
 WHOLE, PART, LARGER, WORDS = "whole", "part", "larger", "words"
@@ -81,7 +78,7 @@ def _draw(source: Source, name: str, mask: Image.Image | None, times: float, str
 
 
 def _whole(source: Source) -> None:
-    results_image(source)
+    _beside(source)
     strength = st.slider(say("strength"), 0.1, 1.0, 0.6, 0.05, key=f"{PAGE}/strength", help=say("strength.help"))
     with st.form("whole-form", border=False, enter_to_submit=False):
         _prompt_box(source, WHOLE)
@@ -104,7 +101,7 @@ def _part(source: Source) -> None:
 
 
 def _larger(source: Source) -> None:
-    results_image(source)
+    _beside(source)
     times = st.segmented_control(say("larger.times"), [1.5, 2.0], default=2.0, format_func=lambda one: f"{one:g}×", key=f"{PAGE}/times", required=True)
     strength = st.slider(say("strength"), 0.1, 0.8, 0.3, 0.05, key=f"{PAGE}/larger-strength", help=say("strength.help"))
     notice(say("larger.about"))
@@ -117,7 +114,7 @@ def _larger(source: Source) -> None:
 
 
 def _words(source: Source) -> None:
-    results_image(source)
+    _beside(source)
     settings = source.settings
     if settings is None:
         return notice(say("words.untold"))
@@ -128,7 +125,30 @@ def _words(source: Source) -> None:
         st.form_submit_button(say("words.go"), type="primary", icon=":material/edit_note:", on_click=_reword, args=(source,), key="words-go")
 
 
-def results_image(source: Source) -> None:
+def _reword(source: Source) -> None:
+    """Change the prompt as the words say and draw it again with the seed and the settings of the picture: the callback of the button."""
+    settings, instruction = source.settings, str(st.session_state.get(f"{PAGE}/instruction") or "")
+    if settings is None:
+        return
+    changed = reword(settings.source, instruction)
+    if not changed.understood:
+        return running.refuse(PAGE, changed.note)
+    try:
+        prompt = reading.read(changed.prompt, changed.negative, (), seed=settings.seed)
+    except jpgen.JpgenError as error:
+        return running.refuse(PAGE, error)
+    model, kept = settings.model or studio().settings.model, gallery()
+
+    def draw(desk: Desk) -> None:
+        pipeline = desk.pipeline(model)
+        drawn = pipeline.generate(prompt, seed=settings.seed, config=settings.config, on_step=desk.on_step)
+        desk.deliver(keep(kept, drawn, "repair"))
+
+    st.session_state[f"{PAGE}/difference"] = (changed, source.image)
+    running.start(PAGE, draw, title=prompt.source)
+
+
+def _beside(source: Source) -> None:
     """The picture that is worked on."""
     st.image(source.image, width=256, output_format="PNG", alt=_alt(source))
 
@@ -138,8 +158,17 @@ def _alt(source: Source) -> str:
 
 
 def _difference() -> None:
-    """What an edit by words changed in the prompt, and the two pictures beside each other."""
-    difference = st.session_state.get(f"{PAGE}/difference")
-    if difference and running.outcome(PAGE):
-        st.subheader(say("words.difference"), anchor=False)
-        st.html(f'<p class="jp-wipe">{difference}</p>')
+    """What an edit by words changed in the prompt, and the picture as it was."""
+    told = st.session_state.get(f"{PAGE}/difference")
+    if not told or not running.outcome(PAGE):
+        return
+    changed, before = told
+    st.subheader(say("words.difference"), anchor=False)
+    wipe(changed.difference)
+    if any(kind != "same" for kind, _ in changed.negative_difference):
+        st.text(say("negative"))
+        wipe(changed.negative_difference)
+    if changed.note:
+        notice(one_language(changed.note))
+    st.text(say("words.before"))
+    st.image(before, width=256, output_format="PNG", alt=say("words.before"))

@@ -45,7 +45,7 @@ def serve(folder: Path, script: Path, *arguments: str, settings: str = "") -> Se
     """Start streamlit with a script, its gallery and configuration in the folder; returns when it answers."""
     port = free_port()
     home = folder / "home"
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     if settings:
         (folder / "demo.toml").write_text(settings, "utf-8")
     environment = os.environ | {
