@@ -2,8 +2,8 @@
 
     reword("窓辺の猫", "猫を犬に").prompt          # "窓辺の犬"
 
-What an instruction means is told by the first of PATTERNS that it matches and that finds its place in the prompt. One that fits none is not guessed at:
-`understood` is then False, the prompt as it was, and `note` says what can be said.
+What an instruction means is told by the first of PATTERNS that it matches and that finds its place in the prompt. One that fits none is not guessed
+at: `understood` is then False, the prompt as it was, and `note` says what can be said.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from demo.edits_words import COLOURS, GROUPS, JAPANESE, OPPOSITES, SLOTS, TABLES, core, find, folded, native, plain, styles, ways
+from demo.edits_words import COLOURS, GROUPS, JAPANESE, KANJI, OPPOSITES, SLOTS, TABLES, core, find, folded, native, plain, styles, ways
 
 MAX_INSTRUCTION = 300
 MORE, LESS, MOST, LEAST = 1.3, 0.7, 2.0, 0.1
@@ -49,23 +49,28 @@ class _Text:
     note: str = ""
 
 
+class _NotThere(Exception):
+    """The thing that is to be changed is not in the prompt."""
+
+
 def reword(prompt: str, instruction: str, *, negative: str = "") -> Rewording:
     """Change the prompt as the instruction says, in Japanese of any manner or English; several, one behind the other, are separated by 、 or 。"""
     before = _Text(prompt, negative)
     wanted = plain(instruction)
     if not wanted or len(wanted) > MAX_INSTRUCTION:
         return _puzzled(before, instruction)
-    whole = _applied(before, wanted)
-    if whole is not None:
-        return _shown(before, [whole])
-    steps, now = [], before
-    for part in filter(str.strip, re.split(r"[、。,;!\n]+|(?:そして|それから|あと)(?=\S)| and (?=change|add|remove|make)", wanted)):
-        done = _applied(now, part.strip())
+    parts = [part.strip() for part in _BETWEEN.split(_begun(wanted)) if part.strip()]
+    steps = [before]
+    for part in parts:
+        try:
+            done = _applied(steps[-1], part)
+        except _NotThere as error:
+            note = f"「{error}」がプロンプトに見つかりません。プロンプトの言葉で書いてください / {error} is not in the prompt: use a word of it"
+            return _unchanged(before, note)
         if done is None:
             return _puzzled(before, part)
         steps.append(done)
-        now = done
-    return _shown(before, steps) if steps else _puzzled(before, instruction)
+    return _shown(before, steps[1:]) if parts else _puzzled(before, instruction)
 
 
 def difference(before: str, after: str) -> tuple[Piece, ...]:
@@ -80,20 +85,26 @@ def difference(before: str, after: str) -> tuple[Piece, ...]:
 def _shown(before: _Text, steps: list[_Text]) -> Rewording:
     after = steps[-1]
     if (after.prompt, after.negative) == (before.prompt, before.negative):
-        return Rewording(before.prompt, before.negative, False, note="もうそうなっています / it already is so", difference=difference(before.prompt, before.prompt))
+        return _unchanged(before, "もうそうなっています / it already is so")
     return Rewording(
         after.prompt, after.negative, True, tuple(step.kind for step in steps), " ".join(filter(None, (step.note for step in steps))),
         difference(before.prompt, after.prompt), difference(before.negative, after.negative),
     )  # fmt: skip
 
 
+def _unchanged(before: _Text, note: str) -> Rewording:
+    same = difference(before.prompt, before.prompt), difference(before.negative, before.negative)
+    return Rewording(before.prompt, before.negative, False, (), note, *same)
+
+
 def _puzzled(before: _Text, instruction: str) -> Rewording:
     said = " ".join(instruction.split())[:40]
-    note = (
-        f"「{said}」をどう変えればよいか読み取れませんでした。「猫を犬に」「人を消して」「犬を追加」「もっと明るく」「水彩画風に」のように書くか、プロンプトを直接直してください / "
-        'could not tell what to change: write "change the cat to a dog", "remove the person", "add a dog", or edit the prompt itself'
+    return _unchanged(
+        before,
+        f"「{said}」をどう変えればよいか読み取れませんでした。「猫を犬に」「人を消して」「犬を追加」「もっと明るく」「水彩画風に」のように書くか、"
+        'プロンプトを直してください / could not tell what to change: write "change the cat to a dog", "remove the person" or "add a dog", '
+        "or edit the prompt",
     )
-    return Rewording(before.prompt, before.negative, False, note=note, difference=difference(before.prompt, before.prompt))
 
 
 # ── what can be said ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,24 +113,40 @@ _X = "[^、。,\n]{1,40}?"
 _SOFT = "[ぁ-んー〜ァ-ヶa-zw!?。…♪☆\\s]*(?:(?:下|頂|願|欲|貰|戴|致|思|嬉|変|方|感|描|直|頼|変更|良)[ぁ-んー〜a-zw!?。…♪☆\\s]*)*$"
 """How a request goes on to its end, whatever its manner or dialect: kana, and the kanji of politeness."""
 
-_DEGREE = "(?:もっと|もうちょっと|もうちょい|もう少し|もう一声|さらに|より|少し|すこし|ちょっと|ちょい|めっちゃ|めちゃ|ずっと|やや|うんと|でら|ばり|なまら)"
+_N = "[^、。,\nをば]{1,40}?"
+_DEGREE = (
+    "(?:もっと|もうちょっと|もうちょい|もう少し|もう一声|さらに|より|少し|すこし|ちょっと|ちょい|めっちゃ|めちゃ|ずっと|やや|うんと|でら|ばり|なまら)"
+)
+_BETWEEN = re.compile(r"[、。,;!\n]+|(?<=[てに])(?:そして|それから|あと)(?=\S)|\s+and\s+(?=change|add|remove|make|replace)", re.IGNORECASE)
+_COUNT = re.compile("[一二三四五六七八九十百\\d]+[匹人個本枚羽頭つ台輪軒隻]")
 _LEAD = re.compile(
     "^(?:えっと|えーと|あのー?|じゃあ|では|それでは|すみません(?:が)?|すいません|ごめん|できれば|できたら|ほな|ほんなら|やっぱり?|ねえ|なあ|お願い|悪いけど|"
     "please|can you|could you|would you|この?(?:絵|画像|写真|イラスト)(?:の中|全体)?(?:の|を|に|で|から)|その|全体(?:的に|を|に))[、,\\s]*",
     re.IGNORECASE,
 )
+_FORBIDDEN = re.compile(
+    f"^(?P<a>{_X})(?:を|は|が|も)?(?:入れ|いれ|描か|かか|写さ|うつさ|出さ|つけ|付け|載せ|のせ)(?:ない(?:で|ように|こと)|んといて|んで)"
+)
 _NEGATED = re.compile("さない|さんといて|すな|ないで(?:ください|下さい|ね|よ|。|$)|へんといて|なくて(?:も)?(?:いい|よい|ええ)|don't|do not")
+
+
+def _begun(wanted: str) -> str:
+    """The instruction without what is said before it."""
+    while (lead := _LEAD.match(wanted)) and lead.end() < len(wanted):
+        wanted = wanted[lead.end() :]
+    return wanted
 
 
 def _applied(text: _Text, wanted: str) -> _Text | None:
     """The texts after one instruction, None if it is not understood."""
-    while (lead := _LEAD.match(wanted)) and lead.end() < len(wanted):
-        wanted = wanted[lead.end() :]
-    if _NEGATED.search(wanted):
+    wanted = _begun(wanted)
+    if forbidden := _FORBIDDEN.match(wanted):
+        return _remove(text, forbidden.groupdict())
+    if _NEGATED.search(wanted) or any(manner in wanted for manner in TABLES["vague"]["manners"]):
         return None
     for pattern, act in PATTERNS:
-        match = pattern.match(wanted)
-        if match and (done := act(text, {name: plain(value) for name, value in match.groupdict().items() if value})):
+        said = {name: plain(value) for name, value in match.groupdict().items() if value} if (match := pattern.match(wanted)) else {}
+        if said and said.get("a") not in TABLES["vague"]["things"] and (done := act(text, said)):
             return done
     return None
 
@@ -131,11 +158,20 @@ def _replace(text: _Text, said: dict[str, str]) -> _Text | None:
     if adjective := COLOURS.get(new.lower()):
         return _qualify(text, {"a": old, "adjective": adjective})
     new = native(new, text.prompt)
-    place = find(re.sub(r"^(?:an?|the)\s+", "", old, flags=re.IGNORECASE), text.prompt)
+    old = re.sub(r"^(?:an?|the)\s+", "", old, flags=re.IGNORECASE)
+    place = find(old, text.prompt)
     if place is None:
-        return None
+        raise _NotThere(old)
+    if _COUNT.fullmatch(new):
+        return _counted(text, place, new)
     made = text.prompt[: place[0]] + new + text.prompt[place[1] :]
     return _Text(made, _without(text.negative, new), "replace")
+
+
+def _counted(text: _Text, place: tuple[int, int], count: str) -> _Text:
+    """So many of a thing, in the place of the number that is there."""
+    before = re.sub(f"{_COUNT.pattern}の$", "", text.prompt[: place[0]])
+    return _Text(f"{before}{count}の{text.prompt[place[0] :]}", text.negative, "replace")
 
 
 def _slot(text: _Text, slot: str, new: str) -> _Text | None:
@@ -158,7 +194,7 @@ def _remove(text: _Text, said: dict[str, str]) -> _Text | None:
         return _Text(text.prompt, unwanted, "remove", note)
     made = _cut(text.prompt, *place)
     if made is None:
-        note = f"「{thing}」を文からきれいに外せないので、ネガティブに入れました。文も見てください / put into the negative prompt; the prompt still names it"
+        note = f"「{thing}」を文から外しきれないので、ネガティブに入れました / put into the negative prompt; the prompt still names it"
         return _Text(text.prompt, unwanted, "remove", note)
     return _Text(made, unwanted, "remove")
 
@@ -170,15 +206,17 @@ def _cut(prompt: str, start: int, end: int) -> str | None:
     """The prompt without the thing that stands there and what hangs on it; None where that cannot be told."""
     left = max((prompt.rfind(one, 0, start) for one in "、。,\n"), default=-1) + 1
     right = min((at for one in "、。,\n" if (at := prompt.find(one, end)) >= 0), default=len(prompt))
+    while start > left and KANJI.match(prompt[start]) and KANJI.match(prompt[start - 1]):  # 黒猫 goes as a whole
+        start -= 1
     before, after = prompt[left:start], prompt[end:right]
     kept: str | None = None
-    modifier = re.search("(?:^|[とやにでをへはがも])(?:[^とやにでをへはがも]*(?:の|な|い))?$", before)
-    own = before[: modifier.start() + (modifier.group()[:1] in tuple("とやにでをへはがも"))] if modifier else ""
-    if joined := re.match("(?:と|や|、)(?=.)", after):  # AとB
+    before = re.sub(r"(?:^|(?<=\s))(?:an?|the)\s+$", "", before, flags=re.IGNORECASE)
+    own = re.sub("(?:^|(?<=[とやにでをへはがも]))[^とやにでをへはがも]+[のない]$", "", before)  # without what is said of the thing alone
+    if joined := re.match(r"(?:と|や|\s+and\s+)(?=.)", after):  # AとB
         kept = own + after[joined.end() :]
-    elif own.endswith(("と", "や")):  # BとA
-        kept = own[:-1] + after
-    elif clause := re.match(f"(?:の|が|を|に|は)(?:{_VERB}|{_VERB}て(?:い|あ)?る)(?=[一-鿿ァ-ヶぁ-ん])", after):  # Aのいる街
+    elif paired := re.search(r"(?:と|や|\s+and\s+)$", own):  # BとA
+        kept = own[: paired.start()] + after
+    elif clause := re.match(f"(?:の|が|を|に|は)(?:{_VERB}|{_VERB}て(?:い|あ)?る)(?=[一-鿿ァ-ヶ])", after):  # Aのいる街
         kept = own + after[clause.end() :]
     elif not after.strip():
         place = re.match(f"(.+?)(?:に|で|を|へ)(?:{_VERB})?(?:[^とやにでをへ]*の)?$", before)  # 海辺に立つA
@@ -222,11 +260,15 @@ def _style(text: _Text, said: dict[str, str]) -> _Text | None:
     return _Text(_joined(text.prompt, new), _without(text.negative, new), "style")
 
 
+def _like(text: _Text, said: dict[str, str]) -> _Text | None:
+    return _style(text, said | {"suffix": "風"})
+
+
 def _set(text: _Text, said: dict[str, str]) -> _Text | None:
     """A time of day, season, weather: in the place of the one that is there; what else is told stands behind."""
     new = native(said["b"], text.prompt)
-    if adjective := COLOURS.get(new.lower()):
-        return None if not adjective else _Text(_joined(text.prompt, f"{adjective.removesuffix('い').removesuffix('の')}色".replace("色色", "色")), text.negative, "set")
+    if any(folded(new) in map(folded, row) for row in TABLES["same"]) and new not in GROUPS and core(new) not in styles():
+        return None  # what is to become a dog?
     for other in GROUPS.get(new, ()):
         place = find(other, text.prompt)
         if place is not None:
@@ -252,9 +294,9 @@ def _adjective(text: _Text, said: dict[str, str]) -> _Text | None:
 def _qualify(text: _Text, said: dict[str, str]) -> _Text | None:
     """An adjective for a thing of the prompt, in the place of a colour or its opposite that stands there."""
     place = find(said["a"], text.prompt)
-    if place is None:
-        return None
     adjective = said.get("adjective") or COLOURS.get(said["stem"]) or said["stem"] + "い"
+    if place is None:
+        return _Text(_joined(text.prompt, adjective + said["a"]), text.negative, "add")
     before, rest = text.prompt[: place[0]], text.prompt[place[0] :]
     others = sorted(set(COLOURS.values()) if adjective in COLOURS.values() else {OPPOSITES.get(adjective, "")} - {""}, key=len, reverse=True)
     for other in others:
@@ -311,28 +353,32 @@ _REMOVING = (
 )
 _ADDING = (
     "追加|足[しす]|たし(?:て|た)|加え|くわえ|入れ|いれ|描き(?:足|加)|書き(?:足|加)|描い|増やし|ふやし|置い|おい(?:て|と)|付け|つけ|乗せ|のせ|飛ばし|咲か|降らせ|"
-    "散らし|浮かべ|立たせ|並べ|ほしい|欲し|プラス|頼|お願い"
+    "散らし|浮かべ|立たせ|並べ|ほしい|欲し|プラス|頼|お願い|お(?:って|らせ)|いて(?:ほし|欲し)"
 )
+
+_MAKING = "(?:し|せ|変更?|替|換|代|か[えわ]|チェンジ|置き?換|差し?替|直|なお|なっ|なら|やっ|お願い|頼|描|$)"
+_SET = "(?:し|せ|変更?|替|換|か[えわ]|なら|なっ|お願い|頼|描|$)"
 
 PATTERNS: tuple[tuple[re.Pattern[str], Callable[[_Text, dict[str, str]], _Text | None]], ...] = tuple(
     (re.compile(f"^{pattern}", re.IGNORECASE), act)
     for pattern, act in (
         (f"(?P<a>{_X})\\s*(?:→|->|=>|⇒|➡)\\s*(?P<b>{_X})$", _replace),
-        (f"(?P<a>{_X})(?:じゃ|では|や|で)(?:なくて?|のうて|なしに)、?(?P<b>{_X})(?:に|が|で|を|や)?{_SOFT}", _replace),
-        (f"(?P<a>{_X})の?(?:代わり|かわり|替わり)に(?P<b>{_X})(?:を|に|で)?(?:描い|入れ|し|置い|{_SOFT[:-1]}){_SOFT}", _replace),
+        (f"(?P<a>{_X})(?:じゃ|では|や|で)(?:なくて?|のうて|なしに)(?P<b>{_X})(?:に|が|で|を|や)?(?:し|描)?{_SOFT}", _replace),
+        (f"(?P<a>{_X})をやめて(?P<b>{_X})(?:に|を){_MAKING}{_SOFT}", _replace),
+        (f"(?P<a>{_X})の?(?:代わり|かわり|替わり)に(?P<b>{_X})(?:を|に|で)?(?:描い|入れ|し|置い|$){_SOFT}", _replace),
         (f"(?P<host>{_X})に(?P<a>{_X})を(?P<how>{'|'.join(TABLES['wearing'])}){_SOFT}", _wear),
-        (f"(?P<a>{_X})[をはが]?{_DEGREE}*(?:に)?(?:強く|強め|強調|目立た|多く|多め|濃く|濃い目|際立た){_SOFT}", _more),
+        (f"(?P<a>{_X})[をはが]?{_DEGREE}*(?:に)?(?:強く|強め|強調|目立た(?!な)|多く|多め|濃く|濃い目|際立た){_SOFT}", _more),
         (f"(?P<a>{_X})[をはが]?{_DEGREE}*(?:弱く|弱め|控えめ|ひかえめ|薄く|薄め|減ら|へらし|抑え|おさえ|少な|目立たなく){_SOFT}", _less),
-        (f"(?P<a>{_X})(?:を|は|が|も|とか)?(?:全部|ぜんぶ|すべて|全て|みんな)?(?:{_REMOVING}){_SOFT}", _remove),
-        (f"(?P<a>{_X})を{_DEGREE}?(?P<stem>[ぁ-ん一-鿿ァ-ヶ]{{1,6}}?)く(?:し|せ|なら|なっ|$|お願い|変){_SOFT}", _qualify),
-        (f"(?P<a>{_X})を{_DEGREE}?(?P<b>{_X})(?:に|へ|と)(?:し|せ|変|替|換|代|か[えわ]|チェンジ|置き?換|差し?替|直|なお|なっ|なら|やっ|お願い|頼|$){_SOFT}", _replace),
-        (f"{_DEGREE}?(?P<s>{_X})(?P<suffix>風|調|タッチ)(?:な感じ|の絵|の感じ)?(?:に|で|へ|と|の|が|を|$){_SOFT}", _style),
-        (f"(?P<s>{_X})(?:っぽく|みたいに|みたいな(?:絵|感じ)に?){_SOFT}", _style),
-        (f"{_DEGREE}(?P<stem>[ぁ-ん一-鿿ァ-ヶ]{{1,8}}?)く(?:し|せ|なら|なっ|$|お願い|て|。){_SOFT}", _adjective),
-        (f"{_DEGREE}(?P<a>{_X})(?:っぽく|らしく|な感じに|感を?出し|(?:を|が)(?:強|増|足|ほし|欲)|に|へ)?(?:し|せ|なら|なっ|$|お願い|頼){_SOFT}", _more),
-        (f"(?P<a>{_X})(?:を|も|が|とか)?{_DEGREE}?(?:[一二三四五六七八九十\\d]+[匹人個本枚羽頭つ台]|一つ)?(?:{_ADDING}){_SOFT}", _add),
+        (f"(?P<a>{_X})(?:を|は|が|も|とか|ば)?(?:全部|ぜんぶ|すべて|全て|みんな)?(?:{_REMOVING}){_SOFT}", _remove),
+        (f"(?P<a>{_X})[をば]{_DEGREE}?(?P<stem>[ぁ-ん一-鿿ァ-ヶ]{{1,6}}?)く(?:し|せ|なら|なっ|$|お願い|変){_SOFT}", _qualify),
+        (f"(?P<a>{_X})[をば](?!を){_DEGREE}?(?P<b>{_X})(?:に|へ|と){_MAKING}{_SOFT}", _replace),
+        (f"{_DEGREE}?(?P<s>{_N})(?P<suffix>風|調|タッチ)(?:な感じ|の絵|の感じ)?(?:に|で|へ|と|の|が|$){_SOFT}", _style),
+        (f"(?P<s>{_N})(?:っぽく|みたいに|みたいな(?:絵|感じ)に?){_SOFT}", _like),
+        (f"{_DEGREE}(?P<stem>[ぁ-ん一-鿿ァ-ヶ]{{1,8}}?)く(?:し|せ|なら|なっ|$|お願い|て){_SOFT}", _adjective),
+        (f"{_DEGREE}(?P<a>{_N})(?:っぽく|らしく|な感じに|感を?出し|[をが](?:強|増|足|ほし|欲)|を$|に|へ)?{_SET}{_SOFT}", _more),
+        (f"(?P<a>{_N})(?:を|も|が|とか|ば)?{_DEGREE}?(?:{_COUNT.pattern})?(?:{_ADDING}){_SOFT}", _add),
         (f"(?P<stem>[ぁ-ん一-鿿]{{1,6}}?)く(?:し|せ|なら|なっ|お願い|$){_SOFT}", _adjective),
-        (f"(?P<b>{_X})(?:に|で)(?:し|せ|変|なら|なっ|お願い|頼|描|$){_SOFT}", _set),
+        (f"(?P<b>{_N})(?:に|で){_SET}{_SOFT}", _set),
         (r"(?:change|turn|swap|make)\s+(?P<a>.{1,40}?)\s+(?:to|into|for|with)\s+(?P<b>.{1,40}?)[.!]*$", _replace),
         (r"replace\s+(?P<a>.{1,40}?)\s+(?:with|by)\s+(?P<b>.{1,40}?)[.!]*$", _replace),
         (r"(?P<b>.{1,40}?)\s+instead of\s+(?P<a>.{1,40}?)[.!]*$", _replace),

@@ -22,7 +22,7 @@ LATIN = re.compile("[a-z]")
 JAPANESE = re.compile("[ぁ-ゟ゠-ヿ一-鿿]")
 
 TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_name("edits.toml").read_text(encoding="utf-8"))
-COLOURS: dict[str, str] = {way: adjective for adjective, ways in TABLES["colours"].items() for way in (*ways, adjective, adjective.removesuffix("の"))}
+COLOURS: dict[str, str] = {way: adjective for adjective, told in TABLES["colours"].items() for way in (*told, adjective, adjective[:-1])}
 OPPOSITES: dict[str, str] = {one: other for pair in TABLES["opposites"]["pairs"] for one, other in (pair, pair[::-1])}
 SLOTS: dict[str, str] = {name: slot for slot, names in TABLES["slots"].items() for name in names}
 GROUPS: dict[str, tuple[str, ...]] = {word: tuple(words) for words in TABLES["groups"].values() for word in words}
