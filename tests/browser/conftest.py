@@ -91,7 +91,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def gated(tmp_path: Path) -> Iterator[Server]:
     """The demo with the engine of gated_app.py; its gates are in the folder `gates`."""
     (tmp_path / "gates").mkdir()
-    server = serve(tmp_path, Path(__file__).with_name("gated_app.py"), str(tmp_path / "gates"))
+    server = serve(tmp_path, Path(__file__).with_name("gated_app.py"), str(tmp_path))
     yield server
     stop(server)
 

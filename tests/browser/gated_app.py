@@ -1,9 +1,5 @@
-"""The demo with an engine that takes a step only when a file lets it: `streamlit run gated_app.py -- FOLDER`.
+"""The demo with an engine that takes a step only when a file lets it (see gated.py): `streamlit run gated_app.py -- FOLDER`."""
 
-A step of the job titled X is taken once FOLDER/X.N exists (N: steps to be taken). The picture of a prompt is of one colour that belongs to the text.
-"""
-
-import hashlib
 import sys
 import threading
 import time
@@ -17,14 +13,9 @@ sys.path.insert(0, str(ROOT))
 
 import demo.studio  # noqa: E402
 from jpgen import Cancelled, Generation, ModelInfo, Prompt, SamplingConfig, Step  # noqa: E402
+from tests.browser.gated import STEPS, colour, gate  # noqa: E402
 
-STEPS = 3
 LOOK = threading.Event()  # never set: its wait paces the look for files
-
-
-def colour(text: str) -> tuple[int, int, int]:
-    """The colour of everything drawn for a text."""
-    return tuple(hashlib.sha256(text.encode()).digest()[:3])  # type: ignore[return-value]
 
 
 class Gated:
@@ -37,10 +28,10 @@ class Gated:
         return SamplingConfig(given.get("width") or 64, given.get("height") or 64, STEPS, 4.0)
 
     def generate(self, prompt: Prompt, *, seed: int, config: SamplingConfig | None = None, on_step: Any = None, init: Any = None) -> Generation:
-        image, gates = Image.new("RGB", (64, 64), colour(prompt.source)), Path(sys.argv[1])
+        image, folder = Image.new("RGB", (64, 64), colour(prompt.source)), Path(sys.argv[1])
         began = time.monotonic()
         for step in range(1, STEPS + 1):
-            while not any((gates / f"{prompt.source}.{n}").exists() for n in range(step, STEPS + 1)):
+            while not any(gate(folder, prompt.source, n).exists() for n in range(step, STEPS + 1)):
                 if on_step(Step(step, STEPS, lambda: [image])) is False or time.monotonic() - began > 300:
                     raise Cancelled("stopped")
                 LOOK.wait(0.02)

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import CDPSession, Page, expect
 
 from tests.browser.conftest import Server, fill, settled
+from tests.browser.gated import open_gate
 
 pytestmark = pytest.mark.browser
 PROMPT = "プロンプト (Prompt)"
@@ -16,10 +17,6 @@ PROMPT = "プロンプト (Prompt)"
 def generate(page: Page, text: str) -> None:
     fill(page, PROMPT, text)
     page.get_by_role("button", name="生成", exact=True).click()
-
-
-def open_gate(server: Server, text: str, steps: int = 3) -> None:
-    (server.folder / "gates" / f"{text}.{steps}").touch()
 
 
 def test_the_page_is_in_japanese_and_says_so(gated: Server, visit: Callable[..., Page]) -> None:

@@ -19,9 +19,8 @@ PROMPT = "プロンプト (Prompt)"
 
 
 def pictures(server: Server) -> list[Path]:
-    return sorted((server.folder / "home" / "data" / "jpgen" / "gallery").glob("pictures/*/*/*.png")) or sorted(
-        server.folder.rglob("pictures/*/*/*.png")
-    )
+    """The files of the gallery, the oldest first."""
+    return sorted(server.folder.rglob("pictures/*/*/*.png"))
 
 
 def draw(page: Page, text: str) -> Locator:
