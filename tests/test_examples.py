@@ -42,7 +42,7 @@ MODULES = (
     "jpgen", "jpgen.api", "jpgen.catalog", "jpgen.compute", "jpgen.emphasis", "jpgen.hub", "jpgen.models", "jpgen.pipeline", "jpgen.safety",
     "jpgen.types", "jpgen.evaluate.judge", "jpgen.prompt.chain", "jpgen.prompt.fullwidth",
     "jpgen.prompt.scan", "jpgen.prompt.schedule", "jpgen.prompt.styles", "jpgen.prompt.syntax", "jpgen.prompt.tags", "jpgen.prompt.variants",
-    "jpgen.prompt.wildcards",
+    "jpgen.prompt.wildcards", "jpgen.prompts",
 )
 
 

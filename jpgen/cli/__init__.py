@@ -16,6 +16,7 @@ from jpgen.cli.command import explained
 from jpgen.cli.demo import demo_command
 from jpgen.cli.evolving import evolve_command
 from jpgen.cli.merging import merge_group
+from jpgen.cli.prompts import prompts_group
 from jpgen.cli.weights import convert_command, lora_group
 from jpgen.errors import PromptError
 
@@ -254,6 +255,7 @@ main.add_command(demo_command)
 main.add_command(evolve_command)
 main.add_command(merge_group)
 main.add_command(lora_group)
+main.add_command(prompts_group)
 
 
 def _size(size: str | None) -> tuple[int | None, int | None]:

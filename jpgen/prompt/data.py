@@ -1,4 +1,4 @@
-"""Where the data of prompts is: wildcards and styles."""
+"""Where the data of prompts is: wildcards, styles, and the prompts of jpgen.prompts."""
 
 from __future__ import annotations
 

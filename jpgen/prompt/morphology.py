@@ -10,7 +10,7 @@ _UNREADABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # MeCab would stop at 
 
 
 class Word(NamedTuple):
-    """A word of a text: where it stands, its part of speech (two levels), dictionary form."""
+    """A word of a text: where it stands, its part of speech (two levels), dictionary form, reading in katakana (as written where unknown)."""
 
     start: int
     end: int
@@ -18,6 +18,7 @@ class Word(NamedTuple):
     pos: str
     kind: str
     lemma: str
+    reading: str
 
 
 @lru_cache(maxsize=1)
@@ -38,5 +39,5 @@ def words(text: str) -> tuple[Word, ...]:
         at = start + len(node.surface)
         feature = node.feature
         lemma = (feature.lemma or node.surface).split("-")[0]  # 差す-他動詞, ロゴ-logotype
-        found.append(Word(start, at, node.surface, feature.pos1, feature.pos2 or "", lemma))
+        found.append(Word(start, at, node.surface, feature.pos1, feature.pos2 or "", lemma, feature.kana or node.surface))
     return tuple(found)
