@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import streamlit as st
@@ -14,9 +15,12 @@ from demo.notices import failure, notice
 from demo.results import Made, keep
 from demo.studio import gallery, studio
 from demo.uploads import open_picture, restore
-from demo.words import say
+from demo.words import language, say
+from jpgen.prompts import negatives, pairs
 
 PAGE = "create"
+LONGEST_EXAMPLE = {"ja": 18, "en": 40}
+PLAIN = re.compile(r"[\w 、。,.'’ー・]+")
 VARIED = 0.55
 """How much of a picture is drawn anew in a variation of it."""
 
@@ -34,9 +38,32 @@ def show() -> None:
 
 
 def _examples() -> None:
+    """A few prompts to begin with: the first ones suit the built-in model, the next are from jpgen.prompts."""
+    ours, others = say("examples").split("|"), library(language())
+    turn = int(st.session_state.get(f"{PAGE}/examples", 0))
+    start = (turn - 1) * len(ours) % len(others)
     with st.container(horizontal=True, gap="small", key="examples"):
-        for place, text in enumerate(say("examples").split("|")):
-            st.button(text, key=f"example-{place}", on_click=_take, args=(text,), type="tertiary", width="content")
+        for place, text in enumerate(ours if not turn else others[start : start + len(ours)]):
+            st.button(text, key=f"example-{place}", on_click=_take, args=(text,), width="content")
+        st.button(say("examples.more"), key="examples-more", icon=":material/refresh:", type="tertiary", on_click=_turn, args=(turn + 1,))
+
+
+@st.cache_data
+def library(tongue: str) -> list[str]:
+    """Short prompts of jpgen.prompts that a button can show as they are."""
+    texts = [pair.ja if tongue == "ja" else pair.en for pair in pairs(split="dev")]
+    return [text for text in texts if len(text) <= LONGEST_EXAMPLE[tongue] and PLAIN.fullmatch(text)]
+
+
+def _turn(turn: int) -> None:
+    st.session_state[f"{PAGE}/examples"] = turn
+
+
+def _preset() -> None:
+    """Put the chosen negative prompt into its box."""
+    preset = negatives().get(str(st.session_state.get(f"{PAGE}/preset")))
+    if preset:
+        st.session_state[f"{PAGE}/negative"] = preset.negative
 
 
 def _take(text: str) -> None:
@@ -54,7 +81,13 @@ def _settings_below(form: Any) -> Chosen:
         count = st.slider(say("count"), 1, most, key=f"{PAGE}/count", persist_state="session") if most > 1 else 1
         seed = choosing.choose_seed(PAGE)
     with form:
-        style = choosing.choose_style(PAGE)
+        left, right = st.columns(2)
+        with left:
+            style = choosing.choose_style(PAGE)
+        right.selectbox(
+            say("preset"), ["", *negatives()], key=f"{PAGE}/preset", on_change=_preset, format_func=lambda one: one or say("style.none"),
+            help=say("preset.help"),
+        )  # fmt: skip
         chosen = Chosen(entry.name, route, translator, style, width, height, steps, guidance, count, seed)
         with st.form("create-form", border=False, enter_to_submit=False):
             st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=120, placeholder=say("prompt.placeholder"), persist_state="session")

@@ -7,7 +7,7 @@ from html import escape
 import streamlit as st
 
 import jpgen
-from demo import running, sources
+from demo import choosing, running, sources
 from demo.engine import Desk
 from demo.notices import notice
 from demo.results import Made, of_item, picture
@@ -15,6 +15,7 @@ from demo.scores import nearest, scorable
 from demo.sources import Source
 from demo.studio import gallery
 from demo.words import say
+from jpgen.prompts import CATEGORIES, culture
 
 PAGE, SEARCH = "recognise", "recognise-search"
 MOST_LABELS = 50
@@ -53,9 +54,19 @@ def labels_of(text: str) -> tuple[str, ...]:
 
 
 def _ask(source: Source) -> None:
+    choosing.begin_with(f"{PAGE}/labels", say("recognise.examples"))
+    st.selectbox(
+        say("recognise.list"), ["", *CATEGORIES], key=f"{PAGE}/list", on_change=_fill, format_func=lambda one: CATEGORIES.get(one) or say("style.none")
+    )
     with st.form("recognise-form", border=False, enter_to_submit=False):
-        st.text_area(say("recognise.labels"), say("recognise.examples"), key=f"{PAGE}/labels", height=110)
+        st.text_area(say("recognise.labels"), key=f"{PAGE}/labels", height=110)
         st.form_submit_button(say("recognise.go"), type="primary", icon=":material/visibility:", on_click=_recognise, args=(source,), key="recognise-go")
+
+
+def _fill() -> None:
+    """Put the names of a kind of Japanese things into the box."""
+    if kind := st.session_state.get(f"{PAGE}/list"):
+        st.session_state[f"{PAGE}/labels"] = "、".join(one.ja for one in culture(category=kind)[:MOST_LABELS])
 
 
 def _recognise(source: Source) -> None:
