@@ -37,28 +37,34 @@ def send(page: str, made: Made) -> None:
 
 def choose(page: str) -> Source | None:
     """The picker of a picture, and the chosen one; None while there is none, or if it could not be opened (which the page then says)."""
-    dropped = st.file_uploader(say("source.file"), type=SUFFIXES, key=f"{page}/file")
-    items = gallery().search(limit=OFFERED).items
-    if items and dropped is None:
-        st.text(say("source.gallery"))
-        with st.container(horizontal=True, gap="small"):
-            for place, item in enumerate(items):
-                made = of_item(item)
-                with st.container(width=104):
-                    picture(made, width=96)
-                    st.button(say("source.use"), key=f"{page}-use-{place}", on_click=_use, args=(page, made), width="stretch")
+    chosen = st.session_state.get(f"{page}/source")
+    with st.expander(say("source"), expanded=chosen is None, icon=":material/image:", key=f"{page}-source-{chosen is None}"):
+        dropped = st.file_uploader(say("source.file"), type=SUFFIXES, key=f"{page}/file")
+        _newest(page)
     try:
         if dropped is not None:
             data = dropped.getvalue()
             return Source(open_picture(data, dropped.name), hashlib.sha256(data).hexdigest()[:16], settings_of(data))
-        made = st.session_state.get(f"{page}/source")
-        if isinstance(made, Made):
-            return Source(open_picture(made.read(), made.name), made.name + str(made.path), made.settings)
+        if isinstance(chosen, Made):
+            return Source(open_picture(chosen.read(), chosen.name), f"{chosen.path or chosen.name}", chosen.settings)
     except jpgen.JpgenError as error:
         failure(error)
     else:
         notice(say("source.none"))
     return None
+
+
+def _newest(page: str) -> None:
+    items = gallery().search(limit=OFFERED).items
+    if not items:
+        return
+    st.text(say("source.gallery"))
+    with st.container(horizontal=True, gap="small"):
+        for place, item in enumerate(items):
+            made = of_item(item)
+            with st.container(width=104):
+                picture(made, width=96)
+                st.button(say("source.use"), key=f"{page}-use-{place}", on_click=_use, args=(page, made), width="stretch")
 
 
 def settings_of(data: bytes) -> jpgen.Settings | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -29,8 +30,11 @@ def show() -> None:
     """The page."""
     left, right = st.columns([5, 6], gap="large")
     with left:
-        _examples()
-        chosen = _settings_below(st.container())
+        form, beginnings, words = st.container(), st.container(), st.container()
+        settings = _settings()  # drawn first: the button of the form hands in what they say
+        chosen = _form(form, words, settings)
+        with beginnings:
+            _examples()
         _drop()
     with right:
         _pictures()
@@ -70,8 +74,8 @@ def _take(text: str) -> None:
     st.session_state[f"{PAGE}/prompt"] = text
 
 
-def _settings_below(form: Any) -> Chosen:
-    """The prompt's form above and the settings below it, which are drawn first: the form's button hands in what they say."""
+def _settings() -> Chosen:
+    """How to draw, all but the style."""
     with st.expander(say("settings"), icon=":material/tune:"):
         entry = choosing.choose_model(PAGE)
         route, translator = choosing.choose_route(PAGE, entry)
@@ -80,23 +84,25 @@ def _settings_below(form: Any) -> Chosen:
         most = studio().settings.max_count
         count = st.slider(say("count"), 1, most, key=f"{PAGE}/count", persist_state="session") if most > 1 else 1
         seed = choosing.choose_seed(PAGE)
-    with form:
+    return Chosen(entry.name, route, translator, choosing.NO_STYLE, width, height, steps, guidance, count, seed)
+
+
+def _form(form: Any, words: Any, settings: Chosen) -> Chosen:
+    """The boxes for words with their buttons in `form`, style and negative presets in `words`."""
+    with words:
         left, right = st.columns(2)
         with left:
-            style = choosing.choose_style(PAGE)
+            chosen = replace(settings, style=choosing.choose_style(PAGE))
         right.selectbox(
             say("preset"), ["", *negatives()], key=f"{PAGE}/preset", on_change=_preset, format_func=lambda one: one or say("style.none"),
             help=say("preset.help"),
         )  # fmt: skip
-        chosen = Chosen(entry.name, route, translator, style, width, height, steps, guidance, count, seed)
-        with st.form("create-form", border=False, enter_to_submit=False):
-            st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=120, placeholder=say("prompt.placeholder"), persist_state="session")
-            st.text_area(
-                say("negative"), key=f"{PAGE}/negative", height=68, placeholder=say("negative.placeholder"), persist_state="session"
-            )
-            with st.container(horizontal=True):
-                st.form_submit_button(say("generate"), type="primary", icon=":material/brush:", on_click=_generate, args=(chosen,), key="generate")
-                st.form_submit_button(say("read"), icon=":material/menu_book:", on_click=_look, key="read")
+    with form, st.form("create-form", border=False, enter_to_submit=False):
+        st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=110, placeholder=say("prompt.placeholder"), persist_state="session")
+        st.text_area(say("negative"), key=f"{PAGE}/negative", height=68, placeholder=say("negative.placeholder"), persist_state="session")
+        with st.container(horizontal=True):
+            st.form_submit_button(say("generate"), type="primary", icon=":material/brush:", on_click=_generate, args=(chosen,), key="generate")
+            st.form_submit_button(say("read"), icon=":material/menu_book:", on_click=_look, key="read")
     return chosen
 
 

@@ -87,11 +87,24 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     stop(server)
 
 
-@pytest.fixture
-def gated(tmp_path: Path) -> Iterator[Server]:
+def serve_gated(folder: Path) -> Server:
     """The demo with the engine of gated_app.py; its gates are in the folder `gates`."""
-    (tmp_path / "gates").mkdir()
-    server = serve(tmp_path, Path(__file__).with_name("gated_app.py"), str(tmp_path))
+    (folder / "gates").mkdir()
+    return serve(folder, Path(__file__).with_name("gated_app.py"), str(folder))
+
+
+@pytest.fixture(scope="session")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One gated demo for all tests: each uses texts of its own, and leaves no job behind."""
+    server = serve_gated(tmp_path_factory.mktemp("gated"))
+    yield server
+    stop(server)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Server]:
+    """A gated demo for one test alone, its gallery empty."""
+    server = serve_gated(tmp_path)
     yield server
     stop(server)
 

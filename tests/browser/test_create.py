@@ -53,12 +53,12 @@ def test_enter_that_confirms_a_conversion_submits_nothing(gated: Server, visit: 
 
 def test_progress_preview_and_the_picture(gated: Server, visit: Callable[..., Page]) -> None:
     page = visit(gated)
-    generate(page, "赤い船")
-    open_gate(gated, "赤い船", 1)
+    generate(page, "夜の赤い船")
+    open_gate(gated, "夜の赤い船", 1)
     expect(page.get_by_role("img", name="描いている途中の絵")).to_be_visible()
     expect(page.get_by_text("ステップ 2 / 3")).to_be_visible()
-    open_gate(gated, "赤い船")
-    expect(page.get_by_role("img", name="赤い船").first).to_be_visible()
+    open_gate(gated, "夜の赤い船")
+    expect(page.get_by_role("img", name="夜の赤い船").first).to_be_visible()
     assert not page.get_by_role("button", name="取り消す").is_visible()
     page.reload()
     expect(page.get_by_role("heading", level=1)).to_be_visible()
@@ -76,11 +76,13 @@ def test_cancel_and_then_another_picture(gated: Server, visit: Callable[..., Pag
 
 def test_thirty_clicks_are_a_few_jobs(gated: Server, visit: Callable[..., Page]) -> None:
     page = visit(gated)
-    fill(page, PROMPT, "鳥居")
+    fill(page, PROMPT, "大鳥居")
     button = page.get_by_role("button", name="生成", exact=True)
     for _ in range(30):
         button.click()
     expect(page.get_by_text("順番待ちは一人")).to_be_visible()
+    open_gate(gated, "大鳥居")
+    expect(page.get_by_role("img", name="大鳥居").first).to_be_visible()
 
 
 def test_an_edit_is_undone_and_used_again(gated: Server, visit: Callable[..., Page]) -> None:

@@ -37,13 +37,13 @@ def test_the_second_waits_and_is_told_how_many_are_before_it(gated: Server, visi
 
 def test_cancelling_what_waits_leaves_what_runs(gated: Server, visit: Callable[..., Page]) -> None:
     first, second = visit(gated), visit(gated)
-    generate(first, "一番")
-    generate(second, "二番")
+    generate(first, "三番")
+    generate(second, "四番")
     second.get_by_role("button", name="取り消す").click()
     expect(second.get_by_text("取り消しました。")).to_be_visible()
-    open_gate(gated, "一番")
-    expect(first.get_by_role("img", name="一番").first).to_be_visible()
-    assert not second.get_by_role("img", name="二番").count()
+    open_gate(gated, "三番")
+    expect(first.get_by_role("img", name="三番").first).to_be_visible()
+    assert not second.get_by_role("img", name="四番").count()
 
 
 def test_no_interleaving_shows_what_is_anothers(gated: Server, visit: Callable[..., Page]) -> None:
