@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import jpgen
 from demo.turns import Turns
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jpgen.demo")
 
+T = TypeVar("T")
 State = Literal["waiting", "running", "done", "cancelled", "failed"]
 ENDED = ("done", "cancelled", "failed")
 GENERAL_ERROR = (
@@ -106,6 +107,15 @@ class _Job:
         return min(1.0, (len(self.results) + (self.step / self.steps if self.steps else 0.0)) / self.parts)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A pipeline that is open: for which model and autoencoder, and what is kept beside it."""
+
+    key: tuple[str, str | None]
+    pipeline: Any
+    beside: dict[str, Any] = field(default_factory=dict)
+
+
 class Desk:
     """What a job has at hand while it runs."""
 
@@ -121,6 +131,17 @@ class Desk:
         """The pipeline of a model (and autoencoder), kept open for the next job that wants it; raises Cancelled if the job was cancelled."""
         pipeline: jpgen.Pipeline = self._engine._opened(self._job, model, vae)
         return pipeline
+
+    def beside(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` made for the pipeline that is open (a live merge), kept under this name as long as that is."""
+        with self._engine._changed:
+            opened = self._engine._open
+        if opened is None:
+            return make()
+        if name not in opened.beside:
+            opened.beside[name] = make()
+        kept: T = opened.beside[name]
+        return kept
 
     def expect(self, parts: int) -> None:
         """Say how many pictures will be delivered, for the progress."""
@@ -157,7 +178,7 @@ class Engine:
         self._turns: Turns[_Job] = Turns()
         self._jobs: dict[str, _Job] = {}
         self._running: _Job | None = None
-        self._open: tuple[tuple[str, str | None], Any] | None = None
+        self._open: _Opened | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="jpgen-demo-engine", daemon=True)
         self._thread.start()
@@ -223,7 +244,7 @@ class Engine:
     def loaded(self) -> str:
         """The name of the model that is open, "" if none is."""
         with self._changed:
-            return self._open[0][0] if self._open else ""
+            return self._open.key[0] if self._open else ""
 
     def close(self) -> None:
         """Cancel everything and end the thread; returns when the job that runs has stopped."""
@@ -287,8 +308,8 @@ class Engine:
     def _opened(self, job: _Job, model: str, vae: str | None) -> Any:
         key = (str(model), None if vae is None else str(vae))
         with self._changed:
-            if self._open and self._open[0] == key:
-                return self._open[1]
+            if self._open and self._open.key == key:
+                return self._open.pipeline
             job.opening = True
         self._unload()  # two models at once may not fit
         try:
@@ -297,7 +318,7 @@ class Engine:
             with self._changed:
                 job.opening = False
         with self._changed:
-            self._open = (key, made)
+            self._open = _Opened(key, made)
         if self._stops(job):
             raise jpgen.Cancelled("取り消されました / cancelled")
         return made
@@ -337,7 +358,7 @@ class Engine:
         with self._changed:
             dropped, self._open = self._open, None
         if dropped:
-            log.info("%s を閉じました / unloaded", dropped[0][0])
+            log.info("%s を閉じました / unloaded", dropped.key[0])
             del dropped
             gc.collect()
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -63,7 +64,7 @@ def recipe_of(parts: Sequence[Part], folder: Path, *, name: str = "まぜたも�
     root = _model(models[0], folder, component)
     if len(models) > 1:
         _require_shares(models)
-        weights = {"weights": _by_group(models), "normalize": True}
+        weights: dict[str, Any] = {"weights": _by_group(models), "normalize": 1.0}
         root = Merge("weighted_sum", tuple(_model(part, folder, component) for part in models), weights)
     if loras:
         root = Merge("add_lora", (root, *(_lora(part) for part in loras)), {"scale": _by_group(loras)})
@@ -98,7 +99,9 @@ def save_recipe(recipe: Recipe, folder: Path, name: str) -> Path:
         temporary.write_text(recipe_text(recipe), encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise jpgen.OutputError(f"レシピを保存できません（{error.strerror}） / the recipe cannot be saved ({error.strerror}): free some space") from error
+        raise jpgen.OutputError(
+            f"レシピを保存できません（{error.strerror}）。空きを作ってください / the recipe cannot be saved ({error.strerror}): free some space"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -139,7 +142,9 @@ def _require_shares(models: Sequence[Part]) -> None:
     for group, shares in _by_group(models).items():
         if min(shares) < 0 or sum(shares) <= 0:
             what = "全体" if group == "global" else group
-            raise jpgen.RecipeError(f"{what} の割合がすべて 0 か、負です。どれかを上げてください / the shares of {group} are all 0, or negative: raise one")
+            raise jpgen.RecipeError(
+                f"{what} の割合がすべて 0 か、負です。どれかを上げてください / the shares of {group} are all 0, or negative: raise one"
+            )
 
 
 def _place(folder: Path, name: str, suffix: str) -> Path:

@@ -35,8 +35,8 @@ class SettingsError(jpgen.JpgenError):
 class Settings:
     """Limits and places. Sides in pixels, times in seconds, `upload_bytes` of one file.
 
-    `public`: others may come, which wants a `password_hash` (see `hash_password`). `gallery` is a folder; `models` are those that may be chosen
-    (none named: all of the catalogue).
+    `public`: others may come, which wants a `password_hash` (see `hash_password`). `gallery` and `merges` are folders; `models` are those that may
+    be chosen (none named: all of the catalogue).
     """
 
     public: bool = False
@@ -46,6 +46,7 @@ class Settings:
     model: str = "mame"
     models: tuple[str, ...] = ()
     gallery: Path = Path("~/.local/share/jpgen/gallery")
+    merges: Path = Path("~/.local/share/jpgen/merges")
     capacity: int = 16
     per_session: int = 3
     max_side: int = 1024
@@ -77,13 +78,13 @@ def load_settings(path: Path | None = None) -> Settings:
     try:
         data = tomllib.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        if told is None:
-            return Settings(gallery=_placed(Settings.gallery, Path()))
-        raise SettingsError(f"{place} がありません。{VARIABLE} を直してください / no such file: correct ${VARIABLE}") from error
+        if told is not None:
+            raise SettingsError(f"{place} がありません。{VARIABLE} を直してください / no such file: correct ${VARIABLE}") from error
+        data = {}
     except (OSError, ValueError) as error:  # also what is no UTF-8 or no TOML
         raise SettingsError(f"{place} を TOML として読めません: {error} / cannot be read as TOML: correct it") from error
     wrong: list[str] = []
-    given: dict[str, Any] = {"gallery": _placed(Settings.gallery, Path())}
+    given: dict[str, Any] = {name: _placed(getattr(Settings, name), Path()) for name in ("gallery", "merges")}
     kinds = {one.name: Path if isinstance(one.default, Path) else type(one.default) for one in fields(Settings)}
     for name, value in data.items():
         if name not in kinds:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from jpgen.evaluate.scores import clip_score, retrieve, zero_shot
+    from jpgen.evolve.live import LiveMerge
+    from jpgen.merged import write_merge
     from jpgen.metadata import Settings, file_name, parse_parameters, picture_name, read_settings
     from jpgen.pictures import read_picture
     from jpgen.pipeline import Pipeline
@@ -59,6 +61,8 @@ _HOMES = {
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
     "jpgen.evaluate.scores": ("clip_score", "retrieve", "zero_shot"),
+    "jpgen.evolve.live": ("LiveMerge",),
+    "jpgen.merged": ("write_merge",),
     "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
     "jpgen.pictures": ("read_picture",),
     "jpgen.pipeline": ("Pipeline",),
@@ -83,6 +87,7 @@ __all__ = [
     "JpgenError",
     "Lexicon",
     "LicenseError",
+    "LiveMerge",
     "MetadataError",
     "MissingExtraError",
     "ModelInfo",
@@ -117,6 +122,7 @@ __all__ = [
     "read_picture",
     "read_settings",
     "retrieve",
+    "write_merge",
     "zero_shot",
 ]
 

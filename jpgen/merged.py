@@ -92,6 +92,17 @@ def require_terms(recipe: Recipe) -> None:
     require_licenses(*(rows[name] for name in recipe.models if name in rows))
 
 
+def write_merge(recipe: Recipe, output: str | Path, *, threads: int | None = None) -> Path:
+    """Write what a recipe of paths and rows of the catalogue gives, with the terms of the latter inside; see `jpgen.merge.engine.merge`.
+
+    Raises LicenseError for terms that are not accepted, beside what that raises.
+    """
+    from jpgen.merge.engine import merge
+
+    require_terms(recipe)
+    return merge(recipe, Path(output), find=find_input, threads=threads, terms=terms_of(recipe))
+
+
 def _merged(entry: Entry, recipe: Recipe, files: Mapping[Model | Lora, list[Path]]) -> tuple[Path, str]:
     """The merged U-Net, made if it is not there yet, and the key of recipe and inputs."""
     from jpgen.merge.engine import merge

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from jpgen.errors import StudyError
 from jpgen.evaluate.bench_mame import bootstrap
+from jpgen.evolve.live import formulas_of
 from jpgen.evolve.plan import Plan, read_plan
-from jpgen.evolve.recipes import Formulas, Read, Recipe, leaves, parents
+from jpgen.evolve.recipes import Formulas, Recipe
 from jpgen.evolve.report import draw_front, save_recipe, write_page, write_text
-from jpgen.evolve.sources import Sources
-from jpgen.evolve.trials import DENOISERS, Spec, Tryout, threads, workers
+from jpgen.evolve.trials import Spec, Tryout, threads, workers
 from jpgen.merge.search import Genome
 from jpgen.merge.study import Finished, Outcome, Study, Trial
 from jpgen.pipeline import Pipeline
-from jpgen.safety import Stored
 
 LOG, BEST, PICTURE, PAGE, HELD_OUT = "study.jsonl", "best.recipe.yaml", "front.png", "front.html", "held_out.json"
 """What is in a study's folder."""
@@ -94,39 +92,8 @@ def evolve(
 
 def open_live(model: str, recipe: Recipe, folder: Path) -> tuple[Pipeline, Formulas]:
     """The pipeline whose weights are merged in place, and the recipe's formulas for them."""
-    from jpgen.merge.evaluation import Target, evaluate, expression
-    from jpgen.merge.groups import block_namer
-
     pipeline = Pipeline(model)
-    default = DENOISERS.get(getattr(pipeline.backbone, "family", ""), "unet")
-    sources = Sources(models := parents(recipe.root), default=default, folder=folder)
-    block = block_namer(sources.keys(models[0]))
-    shares = _shares(recipe, sources, folder)
-
-    def tensor(fixed: Any, key: str, read: Read) -> Tensor:
-        made: Tensor = evaluate(fixed, key, read, block=block(key), shares=shares)
-        return made
-
-    def numbers(fixed: Any, key: str) -> Hashable:
-        return expression(fixed.root, Target(key, block(key), fixed.seed, shares))
-
-    return pipeline, Formulas(recipe, sources, evaluate=tensor, numbers=numbers)
-
-
-def _shares(recipe: Recipe, sources: Sources, folder: Path) -> dict[Any, Any]:
-    """What each adapter of the recipe adds to which tensors."""
-    from jpgen.lora import read_adapter
-    from jpgen.merge.recipe import Lora
-    from jpgen.merge.sources import shares_of
-
-    adapters = [one for one in dict.fromkeys(leaves(recipe.root)) if isinstance(one, Lora)]
-    model = parents(recipe.root)[0]
-    stored = {key: Stored("F32", tuple(sources.read(model, key).shape)) for key in sources.keys(model)} if adapters else {}
-    found = {}
-    for one in adapters:
-        path = Path(one.name).expanduser()
-        found[one] = shares_of(read_adapter(path if path.is_file() else folder / one.name), stored)
-    return found
+    return pipeline, formulas_of(pipeline, recipe, folder)
 
 
 def run_plan(

@@ -44,6 +44,11 @@ class LiveModules:
         self.computed = 0
         """How many tensors were computed so far."""
 
+    @property
+    def keys(self) -> set[str]:
+        """The tensors in whose places merged ones can stand."""
+        return set(self._slots)
+
     @contextmanager
     def applied(self, formula: Formula, *, ratio: tuple[float, float] = RATIO) -> Iterator[None]:
         """For the time of the block the modules have the formula's weights, rounded once to their types; afterwards each is the object it was.
