@@ -21,8 +21,8 @@ BASE = "mame"
 
 
 def models_folder() -> Path:
-    """Where models that can be mixed are put, and mixed ones written: beside the gallery."""
-    return studio().settings.gallery.parent / "models"
+    """Where models that can be mixed are put, and mixed ones written."""
+    return studio().settings.merges
 
 
 def show() -> None:
@@ -46,7 +46,8 @@ def _parts() -> tuple[Part, ...]:
     mixable |= {name: name for name in merging.list_models(models_folder())}
     if len(mixable) < 2:
         notice(say("blend.alone"))
-        st.code(str(models_folder()), language=None) if not studio().settings.public else None
+        if not studio().settings.public:
+            st.code(str(models_folder()), language=None)
     choosing.begin_with(f"{PAGE}/models", [BASE])
     models = st.multiselect(
         say("blend.models"), list(mixable), key=f"{PAGE}/models", max_selections=MOST, placeholder=say("axis.choose"), persist_state="session"

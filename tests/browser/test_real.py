@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
+from safetensors.torch import load_file, save_file
 
 from jpgen import read_settings
+from jpgen.merge import load_recipe
 from tests.browser.conftest import ROOT, Server, fill, serve, settled, stop
 
 pytestmark = pytest.mark.browser
@@ -163,6 +166,35 @@ def test_larger(real: Server, visit: Callable[..., Page]) -> None:
     page.get_by_role("button", name="大きくする").click()
     expect(page.get_by_role("button", name="さらになおす")).to_be_visible()
     assert Image.open(pictures(real)[-1]).size == (384, 384)
+
+
+def test_two_models_are_mixed_drawn_and_saved(real: Server, visit: Callable[..., Page], tmp_path: Path) -> None:
+    weights = load_file(next((ROOT / "jpgen" / "mame" / "transformer").glob("*.safetensors")))
+    chance = torch.Generator().manual_seed(1)
+    merges = real.folder / "home" / ".local" / "share" / "jpgen" / "merges"
+    merges.mkdir(parents=True, exist_ok=True)
+    other = {
+        name: one + 0.05 * one.float().std() * torch.randn(one.shape, generator=chance).to(one.dtype) if one.numel() > 1 and one.is_floating_point() else one
+        for name, one in weights.items()
+    }
+    save_file({name: one.contiguous() for name, one in other.items()}, merges / "ふたご.safetensors")
+    page = visit(real, "blend")
+    page.get_by_role("combobox", name="モデル（3 つまで）").fill("ふたご")
+    page.get_by_role("option", name="ふたご").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("slider", name="割合")).to_have_count(2)
+    settled(page)
+    page.get_by_role("button", name="この配合で描く").click()
+    expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
+    assert read_settings(pictures(real)[-1]).model != "mame"  # the picture says what made it
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="レシピを保存（YAML）").click()
+    downloading.value.save_as(tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml").root.method == "weighted_sum"  # type: ignore[union-attr]
+    fill(page, "重みの名前", "まぜた豆")
+    page.get_by_role("button", name="重みを書き出す").click()
+    expect(page.get_by_text("書き出しました。")).to_be_visible()
+    assert (merges / "まぜた豆.safetensors").is_file()
 
 
 def test_the_gallery_keeps_finds_marks_and_throws_away(tmp_path: Path, visit: Callable[..., Page]) -> None:
