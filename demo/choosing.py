@@ -92,7 +92,9 @@ def choose_model(page: str) -> Entry:
     """The picker of models and, below it, the card of the chosen one."""
     offered, wanted = models(), studio().settings.model
     begin_with(f"{page}/model", wanted if wanted in offered else next(iter(offered)))
-    name = st.selectbox(say("model"), list(offered), format_func=lambda one: _model_label(offered[one]), key=f"{page}/model", persist_state="session")
+    name = st.selectbox(
+        say("model"), list(offered), format_func=lambda one: _model_label(offered[one]), key=f"{page}/model", persist_state="session"
+    )
     card(offered[name], page=page)
     return offered[name]
 
@@ -223,7 +225,9 @@ def choose_route(page: str, entry: Entry) -> tuple[str, str]:
     """How Japanese reaches the model: ("auto" | "translate" | "raw", translator)."""
     known = translators()
     routes = [route for route in ROUTES if route != "translate" or (known and entry.route != "native")]
-    route = st.selectbox(say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help"))
+    route = st.selectbox(
+        say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help")
+    )
     if route != "translate":
         return route, ""
     return route, st.selectbox(say("translator"), list(known), key=f"{page}/translator", persist_state="session")

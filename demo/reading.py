@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 import jpgen
 from demo.notices import chip, failure, labelled, notice
@@ -25,7 +28,8 @@ def read(text: str, negative: str, off: tuple[str, ...], *, seed: int = 0) -> jp
     prompt = jpgen.normalize(text, negative=negative, off=off, seed=seed)
     if not prompt.text.strip() and not prompt.loras:
         raise jpgen.PromptError(
-            "描くものが読み取れません。描きたいものを書くか、「書いたまま」を選んでください / nothing to draw is left: say what to draw, or choose \"as written\""
+            "描くものが読み取れません。描きたいものを書くか、「書いたまま」を選んでください / "
+            'nothing to draw is left: say what to draw, or choose "as written"'
         )
     return prompt
 
@@ -57,17 +61,25 @@ def show(prompt: jpgen.Prompt, *, page: str) -> None:
     if prompt.edits or off:
         with st.container(horizontal=True, vertical_alignment="center", key=f"{page}-edits"):
             for place, edit in enumerate(prompt.edits):
-                with st.container(horizontal=True, vertical_alignment="center", width="content", gap="xsmall"):
+                with _pair():
                     chip(rule_name(edit.rule), edit.before, edit.after)
-                    st.button(say("reading.undo"), key=f"{page}-undo-{place}", type="tertiary", icon=":material/undo:", on_click=_undo, args=(page, edit.rule))
+                    _small_button("reading.undo", f"{page}-undo-{place}", ":material/undo:", _undo, page, edit.rule)
             for rule in off:
-                with st.container(horizontal=True, vertical_alignment="center", width="content", gap="xsmall"):
+                with _pair():
                     chip(rule_name(rule))
-                    st.button(say("reading.redo"), key=f"{page}-redo-{rule}", type="tertiary", icon=":material/redo:", on_click=_redo, args=(page, rule))
+                    _small_button("reading.redo", f"{page}-redo-{rule}", ":material/redo:", _redo, page, rule)
     elif prompt.source:
         notice(say("reading.as_it_was"))
     for note in prompt.notes:
         notice(note)
+
+
+def _pair() -> DeltaGenerator:
+    return st.container(horizontal=True, vertical_alignment="center", width="content", gap="xsmall")
+
+
+def _small_button(name: str, key: str, icon: str, act: Callable[[str, str], None], *args: str) -> None:
+    st.button(say(name), key=key, type="tertiary", icon=icon, on_click=act, args=args)
 
 
 def show_typed(text: str, negative: str, *, page: str) -> None:

@@ -132,7 +132,9 @@ def _saving(parts: tuple[Part, ...]) -> None:
     text = merging.recipe_text(recipe)
     with st.expander(say("blend.recipe")):
         st.code(text, language="yaml")
-    st.download_button(say("blend.recipe.save"), text, "recipe.yaml", "application/yaml", icon=":material/download:", key="blend-recipe", on_click="ignore")
+    st.download_button(
+        say("blend.recipe.save"), text, "recipe.yaml", "application/yaml", icon=":material/download:", key="blend-recipe", on_click="ignore"
+    )
     if studio().settings.public:
         return
     with st.form("blend-save-form", border=False, enter_to_submit=False):

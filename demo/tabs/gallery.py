@@ -47,7 +47,7 @@ def _page(kept: Gallery) -> None:
         st.html(f'<div class="jp-empty">{say("gallery.empty")}</div>')
         return
     with st.form("gallery-form", border=False, enter_to_submit=False):
-        marked = _grid(kept, found.items, pick=True)
+        marked = _grid(kept, found.items)
         with st.container(horizontal=True):
             if chosen["deleted"]:
                 restore = st.form_submit_button(say("gallery.restore"), icon=":material/restore_from_trash:", key="gallery-restore")
@@ -75,7 +75,7 @@ def _page(kept: Gallery) -> None:
     if star or delete or restore:
         st.session_state[f"{PAGE}/round"] = _round() + 1  # new boxes, none ticked
         st.rerun()
-    _opened(kept)
+    _opened(found.items)
 
 
 def _filters(kept: Gallery) -> dict[str, str | bool]:
@@ -104,7 +104,7 @@ def _facet(value: str) -> str:
     }.get(value, value)  # fmt: skip
 
 
-def _grid(kept: Gallery, items: tuple[Item, ...], *, pick: bool) -> list[Item]:
+def _grid(kept: Gallery, items: tuple[Item, ...]) -> list[Item]:
     """Small pictures with a box to tick each; returns the ticked ones."""
     marked = []
     for first in range(0, len(items), ACROSS):
@@ -116,21 +116,23 @@ def _grid(kept: Gallery, items: tuple[Item, ...], *, pick: bool) -> list[Item]:
                 else:
                     failure(say("picture.gone"))
                 st.text(("★ " if item.favourite else "") + item.prompt[:40])
-                if pick and st.checkbox(say("gallery.pick"), key=f"{PAGE}/pick/{_round()}/{item.id}"):
+                if st.checkbox(say("gallery.pick"), key=f"{PAGE}/pick/{_round()}/{item.id}"):
                     marked.append(item)
     return marked
 
 
-def _opened(kept: Gallery) -> None:
+def _opened(items: tuple[Item, ...]) -> None:
     """One picture large, with all that can be done with it."""
-    items = {item.id: item for item in kept.search(limit=AT_ONCE).items}
-    chosen = st.selectbox(
-        say("gallery.open"), [ANY, *items], key=f"{PAGE}/open", format_func=lambda id: f"{items[id].prompt[:60]} · {items[id].seed}" if id else say("style.none")
-    )
-    if chosen:
+    known = {item.id: item for item in items}
+    chosen = st.selectbox(say("gallery.open"), [ANY, *known], key=f"{PAGE}/open", format_func=lambda id: _title(known.get(id)))
+    if chosen in known:
         left, _ = st.columns([3, 2])
         with left:
-            results.show((of_item(items[chosen]),), page=PAGE, actions=(("restore", ":material/settings_backup_restore:", _restore), ("tab.repair", ":material/healing:", _repair)))
+            results.show((of_item(known[chosen]),), page=PAGE, actions=ACTIONS)
+
+
+def _title(item: Item | None) -> str:
+    return f"{item.prompt[:60]} · {item.seed}" if item else say("style.none")
 
 
 def _restore(made: results.Made) -> None:
@@ -141,6 +143,9 @@ def _restore(made: results.Made) -> None:
 
 def _repair(made: results.Made) -> None:
     sources.send("repair", made)
+
+
+ACTIONS = (("restore", ":material/settings_backup_restore:", _restore), ("tab.repair", ":material/healing:", _repair))
 
 
 def _export(kept: Gallery, items: list[Item]) -> None:

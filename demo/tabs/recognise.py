@@ -56,11 +56,14 @@ def labels_of(text: str) -> tuple[str, ...]:
 def _ask(source: Source) -> None:
     choosing.begin_with(f"{PAGE}/labels", say("recognise.examples"))
     st.selectbox(
-        say("recognise.list"), ["", *CATEGORIES], key=f"{PAGE}/list", on_change=_fill, format_func=lambda one: CATEGORIES.get(one) or say("style.none")
-    )
+        say("recognise.list"), ["", *CATEGORIES], key=f"{PAGE}/list", on_change=_fill,
+        format_func=lambda one: CATEGORIES.get(one) or say("style.none"),
+    )  # fmt: skip
     with st.form("recognise-form", border=False, enter_to_submit=False):
         st.text_area(say("recognise.labels"), key=f"{PAGE}/labels", height=110)
-        st.form_submit_button(say("recognise.go"), type="primary", icon=":material/visibility:", on_click=_recognise, args=(source,), key="recognise-go")
+        st.form_submit_button(
+            say("recognise.go"), type="primary", icon=":material/visibility:", on_click=_recognise, args=(source,), key="recognise-go"
+        )
 
 
 def _fill() -> None:

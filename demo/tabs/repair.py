@@ -83,8 +83,9 @@ def _whole(source: Source) -> None:
     with st.form("whole-form", border=False, enter_to_submit=False):
         _prompt_box(source, WHOLE)
         st.form_submit_button(
-            say("repair.whole.go"), type="primary", icon=":material/brush:", on_click=_draw, args=(source, WHOLE, None, 1.0, strength), key="whole-go"
-        )
+            say("repair.whole.go"), type="primary", icon=":material/brush:", on_click=_draw, args=(source, WHOLE, None, 1.0, strength),
+            key="whole-go",
+        )  # fmt: skip
 
 
 def _part(source: Source) -> None:

@@ -19,8 +19,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WAIT = int(os.environ.get("JPGEN_BROWSER_WAIT", "180")) * 1000
 expect.set_options(timeout=WAIT)
@@ -56,9 +56,8 @@ def serve(folder: Path, script: Path, *arguments: str, settings: str = "") -> Se
         environment["JPGEN_DEMO"] = str(folder / "demo.toml")
     flags = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true", "--browser.gatherUsageStats=false"]
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", str(script), *flags, "--", *arguments], cwd=ROOT / "demo", env=environment, stdout=log, stderr=log
-        )
+        command = [sys.executable, "-m", "streamlit", "run", str(script), *flags, "--", *arguments]
+        process = subprocess.Popen(command, cwd=ROOT / "demo", env=environment, stdout=log, stderr=log)
     url, paced = f"http://127.0.0.1:{port}", Event()
     for _ in range(1200):
         with suppress(OSError), urllib.request.urlopen(f"{url}/_stcore/health", timeout=5):

@@ -46,7 +46,8 @@ def bomb() -> bytes:
 def forged() -> bytes:
     """A picture whose settings name files of the machine."""
     buffer, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
-    chunks.add_text("parameters", "猫 <lora:../../../../etc/passwd:1>\nNegative prompt: x\nSteps: 4, Sampler: DDIM, CFG scale: 3, Seed: 5, Size: 64x64, Model: /etc/passwd")
+    pairs = "Steps: 4, Sampler: DDIM, CFG scale: 3, Seed: 5, Size: 64x64, Model: /etc/passwd"
+    chunks.add_text("parameters", f"猫 <lora:../../../../etc/passwd:1>\nNegative prompt: x\n{pairs}")
     Image.new("RGB", (64, 64)).save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
