@@ -69,9 +69,8 @@ def styles() -> dict[str, jpgen.Style]:
 def models() -> dict[str, Entry]:
     """Models that draw, those that are on this machine first."""
     allowed = studio().settings.models
-    offered = {
-        name: entry for name, entry in jpgen.load_catalog().items() if entry.family not in (*TRANSLATORS, *SCORERS) and (not allowed or name in allowed)
-    }
+    drawing = {name: entry for name, entry in jpgen.load_catalog().items() if entry.family not in (*TRANSLATORS, *SCORERS)}
+    offered = {name: entry for name, entry in drawing.items() if not allowed or name in allowed}
     order = {"builtin": 0, "local": 1, "fetched": 2}
     return dict(sorted(offered.items(), key=lambda row: order.get(whereabouts(row[1]), 3)))
 

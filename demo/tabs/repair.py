@@ -103,7 +103,9 @@ def _part(source: Source) -> None:
 
 def _larger(source: Source) -> None:
     _beside(source)
-    times = st.segmented_control(say("larger.times"), [1.5, 2.0], default=2.0, format_func=lambda one: f"{one:g}×", key=f"{PAGE}/times", required=True)
+    times = st.segmented_control(
+        say("larger.times"), [1.5, 2.0], default=2.0, format_func=lambda one: f"{one:g}×", key=f"{PAGE}/times", required=True
+    )
     strength = st.slider(say("strength"), 0.1, 0.8, 0.3, 0.05, key=f"{PAGE}/larger-strength", help=say("strength.help"))
     notice(say("larger.about"))
     with st.form("larger-form", border=False, enter_to_submit=False):

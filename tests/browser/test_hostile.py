@@ -89,7 +89,7 @@ def test_a_hundred_thousand_characters(gated: Server, visit: Callable[..., Page]
         ("大きい.png", png(20_000, 20_000), "画素が多すぎます"),
         ("爆弾.png", bomb(), "画素が多すぎます"),
         ("文章.png", "これは絵ではありません".encode(), "画像ではありません"),
-        ("途中.png", png(64, 64)[:60], "読めません"),
+        ("途中.png", png(64, 64)[:60], "設定が入っていません"),
         ("<b>名前</b>.png", b"", "空のファイル"),
     ],
 )
