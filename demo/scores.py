@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jpgen
-from jpgen.evaluate.scorer import DEFAULT_SCORER, open_scorer
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from demo.engine import Desk
     from demo.gallery import Gallery, Item
+    from jpgen.evaluate.scorer import ImageTextScorer
+
+SCORER = "mame-clip"
+"""jpgen's own, which is also its default."""
 
 AT_ONCE = 16
 
 
 def scorable() -> bool:
     """Whether the scorer's weights are on this machine."""
-    entry = jpgen.load_catalog().get(DEFAULT_SCORER)
+    entry = jpgen.load_catalog().get(SCORER)
     return entry is not None and any(entry.place.glob("*.safetensors"))
 
 
@@ -29,19 +32,20 @@ def likeness(image: Image.Image, text: str) -> float | None:
 
 def nearest(kept: Gallery, words: str, desk: Desk, *, limit: int) -> list[Item]:
     """The pictures of a gallery that show what the words say, the best first; each picture is read once and remembered."""
-    scorer = open_scorer()
+    from jpgen.evaluate.scorer import open_scorer  # torch is imported by the worker, not before the page is shown
+
+    scorer = open_scorer(SCORER)
     while new := kept.unread(scorer.name, AT_ONCE):
         if desk.cancelled:
             raise jpgen.Cancelled("取り消されました / cancelled")
         for item in new:
-            kept.remember(item.id, scorer.name, _features(item))
+            kept.remember(item.id, scorer.name, _features(scorer, item))
     wanted = scorer.text_features([words])[0].tolist()
     return [item for item, _ in kept.nearest(scorer.name, wanted, limit)]
 
 
-def _features(item: Item) -> list[float]:
+def _features(scorer: ImageTextScorer, item: Item) -> list[float]:
     """The features of a picture; all 0, near to nothing, if its file cannot be read."""
-    scorer = open_scorer()
     try:
         return list(scorer.image_features([jpgen.read_picture(item.path)])[0].tolist())
     except jpgen.JpgenError:

@@ -35,6 +35,7 @@ def studio() -> Studio:
         capacity=settings.capacity, per_session=settings.per_session, idle_seconds=settings.idle_seconds, away_seconds=settings.away_seconds,
         open_pipeline=open_pipeline,
     )  # fmt: skip
+    engine.submit("", lambda desk: desk.pipeline(settings.model), title="")  # opened while the first visitor still writes
     return Studio(engine, pictures, settings)
 
 

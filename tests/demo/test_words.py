@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,12 @@ from jpgen.prompt import RULES
 DEMO = Path(words.__file__).parent
 CALLS = [call for file in DEMO.rglob("*.py") for call in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(call, ast.Call)]
 SOURCE = "\n".join(file.read_text("utf-8") for file in DEMO.rglob("*.py"))
+
+
+def test_the_pages_are_shown_before_torch_is_imported() -> None:
+    code = "import sys, demo.frame; print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=DEMO.parent)
+    assert done.stdout.strip() == "[]"
 
 
 def asked() -> tuple[set[str], set[str]]:
