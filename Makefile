@@ -33,7 +33,7 @@ bench-demo: setup  # memory during half an hour of three sessions (MINUTES=3: sh
 
 lint: setup
 	$(BIN)/ruff check .
-	$(BIN)/mypy jpgen
+	$(BIN)/mypy jpgen demo
 	$(BIN)/lint-imports
 
 bench-mame bench-merge bench-speed bench-prompt: setup

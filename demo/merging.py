@@ -78,9 +78,7 @@ def draw(
 
     The picture says that it was made by the recipe (its name and digest), not by `base`. Raises what `jpgen.LiveMerge.applied` and generate raise.
     """
-    pipeline = desk.pipeline(base)
-    live = desk.beside("live merge", lambda: jpgen.LiveMerge(pipeline))
-    with live.applied(recipe) as merged:
+    with _live(desk, base).applied(recipe) as merged:
         return merged.generate(prompt, negative=negative, seed=seed, config=merged.config(steps=steps), on_step=desk.on_step)
 
 
@@ -107,11 +105,21 @@ def save_recipe(recipe: Recipe, folder: Path, name: str) -> Path:
     return path
 
 
-def save_weights(recipe: Recipe, folder: Path, name: str) -> Path:
-    """Write `name`.safetensors, for which `list_models` then has a row; raises OutputError, RecipeError, WeightsError, LicenseError."""
-    path = _place(folder, name, SUFFIX)
-    folder.mkdir(parents=True, exist_ok=True)
-    return jpgen.write_merge(replace(recipe, name=name), path)
+def save_weights(desk: Desk, recipe: Recipe, folder: Path, name: str, *, base: str = "mame") -> Path:
+    """Write `name`.safetensors, for which `list_models` then has a row; raises OutputError, RecipeError, WeightsError, LicenseError.
+
+    The built-in model is small and its file is packed: it is merged in memory. Others are merged tensor by tensor from file to file.
+    """
+    path, named = _place(folder, name, SUFFIX), replace(recipe, name=name)
+    if base != "mame":
+        folder.mkdir(parents=True, exist_ok=True)
+        return jpgen.write_merge(named, path)
+    return _live(desk, base).write(named, path)
+
+
+def _live(desk: Desk, base: str) -> jpgen.LiveMerge:
+    pipeline = desk.pipeline(base)
+    return desk.beside("live merge", lambda: jpgen.LiveMerge(pipeline))
 
 
 def _model(part: Part, folder: Path, component: str) -> Model | Merge:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator
+import json
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
+from jpgen.errors import OutputError, WeightsError
 from jpgen.evolve.recipes import Formulas, Read, leaves, parents
 from jpgen.evolve.recipes import Recipe as AnyRecipe
 from jpgen.evolve.sources import Sources
 from jpgen.evolve.trials import DENOISERS, live_modules
 from jpgen.merge.live import LiveModules
+from jpgen.merge.provenance import RECIPE_KEY
 from jpgen.merge.recipe import Recipe, require_fixed, require_valid
 from jpgen.merged import REVISION, require_terms, terms_of
 from jpgen.pipeline import Pipeline
 from jpgen.safety import Stored
+from jpgen.weights import save_weights
 
 
 class LiveMerge:
@@ -36,7 +41,7 @@ class LiveMerge:
     def __init__(self, pipeline: Pipeline, *, folder: Path = Path()) -> None:
         """`folder` is where paths in recipes begin, if they are not found from here."""
         self.pipeline, self._folder = pipeline, folder
-        self._formulas: tuple[tuple[Any, ...], Sources] | None = None
+        self._sources: tuple[tuple[Any, ...], Sources] | None = None
         self._live: LiveModules | None = None
 
     @contextmanager
@@ -46,26 +51,64 @@ class LiveMerge:
         Raises RecipeError, LicenseError (terms of a model that are not accepted), WeightsError (models that do not fit, values that are not finite),
         IncompatibleError (a pipeline that shows no modules).
         """
+        formulas = self._formulas_of(recipe)
+        if self._live is None or self._live.keys != set(formulas.keys):
+            self._live = LiveModules(live_modules(self.pipeline), formulas.keys)
+        shown = copy.copy(self.pipeline)
+        shown.info = replace(
+            self.pipeline.info, name=recipe.name, revision=recipe.digest[:REVISION], license=self._license(recipe), weights_hash=recipe.digest[:10]
+        )
+        with self._live.applied(formulas.merged({})):
+            yield shown
+
+    def write(self, recipe: Recipe, output: Path) -> Path:
+        """Write the merged weights as one fp32 file of the component, also of models whose files are packed, which `jpgen merge` does not mix.
+
+        All of it is in memory at once. Raises as `applied` does, and OutputError.
+        """
+        formulas = self._formulas_of(recipe)
+        formula = formulas.merged({})
+        tensors = {key.partition(".")[2]: formula.tensor(key) for key in formulas.keys}
+        about = {"format": "pt", RECIPE_KEY: json.dumps(recipe.to_data(), ensure_ascii=False), "modelspec.license": self._license(recipe)}
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            save_weights(output, tensors, bits=lambda _name, _tensor: 32, metadata=about)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"{output.name} に書き込めません（{error}）。空きを作ってください / cannot write {output.name}: free some space"
+            ) from error
+        return output
+
+    def _formulas_of(self, recipe: Recipe) -> Formulas:
         require_valid(recipe)
         require_fixed(recipe)
         require_terms(recipe)
-        modules = live_modules(self.pipeline)
-        formulas = formulas_of(self.pipeline, recipe, self._folder, self._opened(recipe))
-        if self._live is None or self._live.keys != set(formulas.keys):
-            self._live = LiveModules(modules, formulas.keys)
-        shown = copy.copy(self.pipeline)
-        licenses = [terms.license for terms in terms_of(recipe).values()]
-        told = " + ".join(dict.fromkeys(licenses)) or self.pipeline.info.license
-        shown.info = replace(self.pipeline.info, name=recipe.name, revision=recipe.digest[:REVISION], license=told, weights_hash=recipe.digest[:10])
-        with self._live.applied(formulas.merged({})):
-            yield shown
+        return formulas_of(self.pipeline, recipe, self._folder, self._opened(recipe))
+
+    def _license(self, recipe: Recipe) -> str:
+        """The licences of the recipe's models of the catalogue, else that of the open one."""
+        return " + ".join(dict.fromkeys(terms.license for terms in terms_of(recipe).values())) or self.pipeline.info.license
 
     def _opened(self, recipe: Recipe) -> Sources:
         """The open files of the recipe's models, kept while the next recipe is of the same ones."""
         models = tuple(parents(recipe.root))
-        if self._formulas is None or self._formulas[0] != models:
-            self._formulas = models, Sources(models, default=_denoiser(self.pipeline), folder=self._folder)
-        return self._formulas[1]
+        if self._sources is None or self._sources[0] != models:
+            opened = Sources(models, default=_denoiser(self.pipeline), folder=self._folder)
+            _require_alike(models, opened)
+            self._sources = models, opened
+        return self._sources[1]
+
+
+def _require_alike(models: Sequence[Any], sources: Sources) -> None:
+    """Raise WeightsError unless all models have the same tensors of the same shapes as the first."""
+    wanted = {key: sources.read(models[0], key).shape for key in sources.keys(models[0])}
+    for model in models[1:]:
+        got = {key: sources.read(model, key).shape for key in sources.keys(model)}
+        if differing := sorted(key for key in wanted.keys() | got.keys() if wanted.get(key) != got.get(key)):
+            raise WeightsError(
+                f"{Path(model.name).name} は {Path(models[0].name).name} と形が違うので混ぜられません / "
+                f"{len(differing)} tensors differ in name or shape: {', '.join(differing[:5])}; merge models of one kind"
+            )
 
 
 def formulas_of(pipeline: Pipeline, recipe: AnyRecipe, folder: Path, sources: Sources | None = None) -> Formulas:
