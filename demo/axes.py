@@ -75,9 +75,7 @@ def choose(place: str, *, default: str) -> Axis:
 
 
 def _at_hand() -> list[str]:
-    from jpgen.models import whereabouts
-
-    return [name for name, entry in choosing.models().items() if whereabouts(entry) in ("builtin", "local", "fetched")]
+    return [name for name, card in choosing.models().items() if card.here]
 
 
 def cells(x: Axis, y: Axis, seed: int) -> list[Cell]:

@@ -12,9 +12,7 @@ from demo.engine import Desk
 from demo.notices import failure, labelled, notice
 from demo.studio import studio
 from demo.words import one_language, say
-from jpgen.catalog import SCORERS, TRANSLATORS, Entry
-from jpgen.merged import members
-from jpgen.models import accept_license, license_accepted, license_page, restricted, whereabouts
+from jpgen import ModelCard, accept_terms, model_cards
 
 ROUTES = ("auto", "translate", "raw")
 NO_STYLE = ""
@@ -66,19 +64,22 @@ def styles() -> dict[str, jpgen.Style]:
     return jpgen.load_styles()
 
 
-def models() -> dict[str, Entry]:
-    """Models that draw, those that are on this machine first."""
+@st.cache_data(ttl=20, show_spinner=False)
+def cards() -> dict[str, ModelCard]:
+    """The cards of the catalogue, as they were at most 20 seconds ago."""
+    return model_cards()
+
+
+def models() -> dict[str, ModelCard]:
+    """Models that draw and may be chosen, those that are on this machine first."""
     allowed = studio().settings.models
-    drawing = {name: entry for name, entry in jpgen.load_catalog().items() if entry.family not in (*TRANSLATORS, *SCORERS)}
-    offered = {name: entry for name, entry in drawing.items() if not allowed or name in allowed}
-    order = {"builtin": 0, "local": 1, "fetched": 2}
-    return dict(sorted(offered.items(), key=lambda row: order.get(whereabouts(row[1]), 3)))
+    offered = [card for card in cards().values() if card.kind == "model" and (not allowed or card.name in allowed)]
+    return {card.name: card for card in sorted(offered, key=lambda card: (card.where != "builtin", not card.here))}
 
 
-def translators() -> dict[str, Entry]:
+def translators() -> dict[str, ModelCard]:
     """Translators that are on this machine."""
-    found = jpgen.load_catalog().items()
-    return {name: entry for name, entry in found if entry.family in TRANSLATORS and whereabouts(entry) != "absent"}
+    return {name: card for name, card in cards().items() if card.kind == "translator" and card.here}
 
 
 def begin_with(key: str, value: object) -> None:
@@ -87,58 +88,47 @@ def begin_with(key: str, value: object) -> None:
         st.session_state[key] = value
 
 
-def choose_model(page: str) -> Entry:
+def choose_model(page: str) -> ModelCard:
     """The picker of models and, below it, the card of the chosen one."""
     offered, wanted = models(), studio().settings.model
     begin_with(f"{page}/model", wanted if wanted in offered else next(iter(offered)))
     name = st.selectbox(
         say("model"), list(offered), format_func=lambda one: _model_label(offered[one]), key=f"{page}/model", persist_state="session"
     )
-    card(offered[name], page=page)
+    _card(offered[name], page)
     return offered[name]
 
 
-def card(entry: Entry, *, page: str) -> None:
-    """What one has to know before using a model: its terms, where it is, how large its weights are; with the consent that it wants."""
-    where = whereabouts(entry)
-    terms = say(f"commercial.{entry.commercial}") + (say("model.gated") if entry.gated else "")
+def _card(card: ModelCard, page: str) -> None:
+    """What one has to know before using a model, with the consent that it wants."""
+    terms = say(f"commercial.{card.commercial}") + (say("model.gated") if card.gated else "")
     labelled(
         {
-            say("model.license"): f"{entry.license}（{terms}）",
-            say("model.where"): say(f"where.{where}"),
-            say("model.memory"): _memory(entry, where),
-            say("model.japanese"): say(f"route.of.{entry.route}"),
-            say("model.unverified"): "\n".join(one_language(line) for line in entry.unverified),
+            say("model.license"): f"{card.license}（{terms}）",
+            say("model.where"): say(f"where.{card.where}"),
+            say("model.memory"): say("model.memory.weights", size=_size(card.bytes)) if card.bytes else say("model.memory.unknown"),
+            say("model.japanese"): say(f"route.of.{card.route}"),
+            say("model.unverified"): "\n".join(one_language(line) for line in card.unverified),
         }
     )
-    if restricted(entry) and not license_accepted(entry):
+    if card.asks and not card.accepted:
         notice(say("model.terms"))
-        st.code(license_page(entry), language=None)
+        st.code(card.page, language=None)
         if st.button(say("model.accept"), key=f"{page}-accept", disabled=studio().settings.public):
             try:
-                accept_license(*members(entry))
-                st.rerun()
+                accept_terms(card.name)
             except jpgen.JpgenError as error:
-                failure(error)
+                return failure(error)
+            cards.clear()
+            st.rerun()
 
 
-def _model_label(entry: Entry) -> str:
-    return f"{one_language(entry.title)} · {say(f'where.{whereabouts(entry)}')} · {say(f'commercial.{entry.commercial}')}"
+def _model_label(card: ModelCard) -> str:
+    return f"{one_language(card.title)} · {say(f'where.{card.where}')} · {say(f'commercial.{card.commercial}')}"
 
 
-def _memory(entry: Entry, where: str) -> str:
-    if where not in ("builtin", "local", "fetched") or not entry.path:
-        return say("model.memory.unknown")
-    size = _size(str(entry.place))
-    return say("model.memory.weights", size=f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB")
-
-
-@st.cache_data(ttl=300)
-def _size(place: str) -> int:
-    from pathlib import Path
-
-    path = Path(place)
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*.safetensors")))
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
 
 
 def choose_style(page: str) -> str:
@@ -154,43 +144,43 @@ def _style_label(name: str) -> str:
     return f"{name} · {styles()[name].english}" if styles()[name].english else name
 
 
-def choose_size(page: str, entry: Entry) -> tuple[int, int]:
+def choose_size(page: str, card: ModelCard) -> tuple[int, int]:
     """Width and height, by shape or typed."""
     shape = st.selectbox(
-        say("size"), [*SHAPES, "own"], format_func=lambda one: _shape_label(one, entry), key=f"{page}/shape", persist_state="session"
+        say("size"), [*SHAPES, "own"], format_func=lambda one: _shape_label(one, card), key=f"{page}/shape", persist_state="session"
     )
     if shape != "own":
-        return _sides(shape, entry)
+        return _sides(shape, card)
     most = studio().settings.max_side
-    begin_with(f"{page}/width", min(most, entry.default.width))
-    begin_with(f"{page}/height", min(most, entry.default.height))
+    begin_with(f"{page}/width", min(most, card.default.width))
+    begin_with(f"{page}/height", min(most, card.default.height))
     left, right = st.columns(2)
     wide = left.number_input(say("width"), 64, most, step=32, key=f"{page}/width", persist_state="session")
     high = right.number_input(say("height"), 64, most, step=32, key=f"{page}/height", persist_state="session")
     return wide, high
 
 
-def _shape_label(shape: str, entry: Entry) -> str:
-    return say("shape.own") if shape == "own" else "{} {}×{}".format(say(f"shape.{shape}"), *_sides(shape, entry))
+def _shape_label(shape: str, card: ModelCard) -> str:
+    return say("shape.own") if shape == "own" else "{} {}×{}".format(say(f"shape.{shape}"), *_sides(shape, card))
 
 
-def _sides(shape: str, entry: Entry) -> tuple[int, int]:
+def _sides(shape: str, card: ModelCard) -> tuple[int, int]:
     across, down = SHAPES[shape]
-    base = entry.default.width, entry.default.height
+    base = card.default.width, card.default.height
     if shape in ("portrait", "landscape"):  # the longer side stays the model's own
         across, down = across / max(across, down), down / max(across, down)
     most = studio().settings.max_side // 64 * 64
     return tuple(min(most, max(64, round(side * part / 64) * 64)) for side, part in zip(base, (across, down), strict=True))  # type: ignore[return-value]
 
 
-def choose_steps(page: str, entry: Entry) -> tuple[int, float]:
+def choose_steps(page: str, card: ModelCard) -> tuple[int, float]:
     """Steps of the sampler, and guidance."""
     most = studio().settings.max_steps
-    begin_with(f"{page}/steps/{entry.name}", min(most, entry.default.steps))
-    begin_with(f"{page}/guidance/{entry.name}", min(MOST_GUIDANCE, entry.default.guidance_scale))
-    steps = st.slider(say("steps"), 1, most, key=f"{page}/steps/{entry.name}", persist_state="session")
+    begin_with(f"{page}/steps/{card.name}", min(most, card.default.steps))
+    begin_with(f"{page}/guidance/{card.name}", min(MOST_GUIDANCE, card.default.guidance_scale))
+    steps = st.slider(say("steps"), 1, most, key=f"{page}/steps/{card.name}", persist_state="session")
     guidance = st.slider(
-        say("guidance"), 0.0, MOST_GUIDANCE, step=0.1, key=f"{page}/guidance/{entry.name}", persist_state="session", help=say("guidance.help")
+        say("guidance"), 0.0, MOST_GUIDANCE, step=0.1, key=f"{page}/guidance/{card.name}", persist_state="session", help=say("guidance.help")
     )
     return steps, guidance
 
@@ -220,10 +210,10 @@ def next_seed(page: str, used: int) -> int:
     return used
 
 
-def choose_route(page: str, entry: Entry) -> tuple[str, str]:
+def choose_route(page: str, card: ModelCard) -> tuple[str, str]:
     """How Japanese reaches the model: ("auto" | "translate" | "raw", translator)."""
     known = translators()
-    routes = [route for route in ROUTES if route != "translate" or (known and entry.route != "native")]
+    routes = [route for route in ROUTES if route != "translate" or (known and card.route != "native")]
     route = st.selectbox(
         say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help")
     )

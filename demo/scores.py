@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jpgen
+from demo.choosing import cards
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from demo.engine import Desk
     from demo.gallery import Gallery, Item
-    from jpgen.evaluate.scorer import ImageTextScorer
 
 SCORER = "mame-clip"
 """jpgen's own, which is also its default."""
@@ -21,8 +21,8 @@ AT_ONCE = 16
 
 def scorable() -> bool:
     """Whether the scorer's weights are on this machine."""
-    entry = jpgen.load_catalog().get(SCORER)
-    return entry is not None and any(entry.place.glob("*.safetensors"))
+    card = cards().get(SCORER)
+    return card is not None and bool(card.bytes)
 
 
 def likeness(image: Image.Image, text: str) -> float | None:
@@ -32,9 +32,7 @@ def likeness(image: Image.Image, text: str) -> float | None:
 
 def nearest(kept: Gallery, words: str, desk: Desk, *, limit: int) -> list[Item]:
     """The pictures of a gallery that show what the words say, the best first; each picture is read once and remembered."""
-    from jpgen.evaluate.scorer import open_scorer  # torch is imported by the worker, not before the page is shown
-
-    scorer = open_scorer(SCORER)
+    scorer = jpgen.open_scorer(SCORER)
     while new := kept.unread(scorer.name, AT_ONCE):
         if desk.cancelled:
             raise jpgen.Cancelled("取り消されました / cancelled")
@@ -44,7 +42,7 @@ def nearest(kept: Gallery, words: str, desk: Desk, *, limit: int) -> list[Item]:
     return [item for item, _ in kept.nearest(scorer.name, wanted, limit)]
 
 
-def _features(scorer: ImageTextScorer, item: Item) -> list[float]:
+def _features(scorer: jpgen.ImageTextScorer, item: Item) -> list[float]:
     """The features of a picture; all 0, near to nothing, if its file cannot be read."""
     try:
         return list(scorer.image_features([jpgen.read_picture(item.path)])[0].tolist())

@@ -14,7 +14,6 @@ from demo.notices import failure, notice
 from demo.results import keep
 from demo.studio import gallery, studio
 from demo.words import say
-from jpgen.models import whereabouts
 
 PAGE, SAVING = "blend", "blend-save"
 BASE = "mame"
@@ -42,15 +41,14 @@ def show() -> None:
 
 def _parts() -> tuple[Part, ...]:
     """The sliders of all models and LoRAs, and those of single blocks."""
-    mixable = {name: name for name, entry in choosing.models().items() if entry.family == "pixart" and whereabouts(entry) == "builtin"}
-    mixable |= {name: name for name in merging.list_models(models_folder())}
+    mixable = [name for name, card in choosing.models().items() if card.where == "builtin"] + list(merging.list_models(models_folder()))
     if len(mixable) < 2:
         notice(say("blend.alone"))
         if not studio().settings.public:
             st.code(str(models_folder()), language=None)
     choosing.begin_with(f"{PAGE}/models", [BASE])
     models = st.multiselect(
-        say("blend.models"), list(mixable), key=f"{PAGE}/models", max_selections=MOST, placeholder=say("axis.choose"), persist_state="session"
+        say("blend.models"), mixable, key=f"{PAGE}/models", max_selections=MOST, placeholder=say("axis.choose"), persist_state="session"
     )
     loras = jpgen.list_loras()
     chosen = st.multiselect(

@@ -86,9 +86,7 @@ def _compare() -> None:
 
 def translated(prompt: jpgen.Prompt, translator: str) -> jpgen.Prompt:
     """The prompt in English, as a model that reads English alone would get it."""
-    from jpgen.translate import open_translator
-
-    opened = open_translator(translator)
+    opened = jpgen.open_translator(translator)
     if opened is None:
         return prompt
     (text,) = opened.translate([prompt.text])

@@ -77,14 +77,14 @@ def _take(text: str) -> None:
 def _settings() -> Chosen:
     """How to draw, all but the style."""
     with st.expander(say("settings"), icon=":material/tune:"):
-        entry = choosing.choose_model(PAGE)
-        route, translator = choosing.choose_route(PAGE, entry)
-        width, height = choosing.choose_size(PAGE, entry)
-        steps, guidance = choosing.choose_steps(PAGE, entry)
+        card = choosing.choose_model(PAGE)
+        route, translator = choosing.choose_route(PAGE, card)
+        width, height = choosing.choose_size(PAGE, card)
+        steps, guidance = choosing.choose_steps(PAGE, card)
         most = studio().settings.max_count
         count = st.slider(say("count"), 1, most, key=f"{PAGE}/count", persist_state="session") if most > 1 else 1
         seed = choosing.choose_seed(PAGE)
-    return Chosen(entry.name, route, translator, choosing.NO_STYLE, width, height, steps, guidance, count, seed)
+    return Chosen(card.name, route, translator, choosing.NO_STYLE, width, height, steps, guidance, count, seed)
 
 
 def _form(form: Any, words: Any, settings: Chosen) -> Chosen:
