@@ -10,7 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 import jpgen
 from demo.notices import chip, failure, labelled, notice
 from demo.studio import studio
-from demo.words import say, table
+from demo.words import one_language, say, table
 
 
 def read(text: str, negative: str, off: tuple[str, ...], *, seed: int = 0) -> jpgen.Prompt:
@@ -71,7 +71,7 @@ def show(prompt: jpgen.Prompt, *, page: str) -> None:
     elif prompt.source:
         notice(say("reading.as_it_was"))
     for note in prompt.notes:
-        notice(note)
+        notice(one_language(note))
 
 
 def _pair() -> DeltaGenerator:

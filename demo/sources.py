@@ -11,7 +11,7 @@ from PIL import Image
 import jpgen
 from demo.notices import failure, notice
 from demo.results import Made, of_item, picture
-from demo.studio import gallery
+from demo.studio import gallery, studio
 from demo.uploads import open_picture, restore
 from demo.words import say
 
@@ -44,7 +44,9 @@ def choose(page: str) -> Source | None:
     try:
         if dropped is not None:
             data = dropped.getvalue()
-            return Source(open_picture(data, dropped.name), hashlib.sha256(data).hexdigest()[:16], settings_of(data))
+            limits = studio().settings
+            image = open_picture(data, dropped.name, max_bytes=limits.upload_bytes, max_pixels=limits.upload_pixels)
+            return Source(image, hashlib.sha256(data).hexdigest()[:16], settings_of(data))
         if isinstance(chosen, Made):
             return Source(open_picture(chosen.read(), chosen.name), f"{chosen.path or chosen.name}", chosen.settings)
     except jpgen.JpgenError as error:

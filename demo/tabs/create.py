@@ -16,7 +16,7 @@ from demo.notices import failure, notice
 from demo.results import Made, keep
 from demo.studio import gallery, studio
 from demo.uploads import open_picture, restore
-from demo.words import language, say
+from demo.words import language, one_language, say
 from jpgen.prompts import negatives, pairs
 
 PAGE = "create"
@@ -245,7 +245,7 @@ def put_back(settings: jpgen.Settings) -> None:
             f"{PAGE}/seed": min(choosing.MOST_SEED, settings.seed),
             f"{PAGE}/seed-used": None,
             f"{PAGE}/looked": True,
-            f"{PAGE}/restored": settings.model,
+            f"{PAGE}/restored": settings.prompt.notes,
         }
     )
 
@@ -264,8 +264,10 @@ def _drop() -> None:
         st.file_uploader(say("restore.file"), key=f"{PAGE}/dropped", on_change=_dropped, type=["png", "jpg", "jpeg", "webp"])
         if error := st.session_state.get(f"{PAGE}/drop-error"):
             failure(error)
-        elif st.session_state.get(f"{PAGE}/restored"):
+        elif f"{PAGE}/restored" in st.session_state:
             notice(say("restore.done"), kind="good")
+            for note in st.session_state[f"{PAGE}/restored"]:
+                notice(one_language(note))
 
 
 def _dropped() -> None:
@@ -275,6 +277,7 @@ def _dropped() -> None:
     if file is None:
         return
     try:
-        put_back(restore(file.getvalue()))
+        limits = studio().settings
+        put_back(restore(file.getvalue(), models=choosing.models(), max_bytes=limits.upload_bytes, max_pixels=limits.upload_pixels))
     except jpgen.JpgenError as error:
         st.session_state[f"{PAGE}/drop-error"] = str(error)
