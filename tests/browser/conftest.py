@@ -151,3 +151,10 @@ def fill(page: Page, name: str, text: str) -> None:
     box.fill(text)
     box.blur()
     settled(page)
+
+
+def go(page: Page, tab: str) -> None:
+    """Open another page of the demo by its name."""
+    page.get_by_role("link", name=tab).first.click()
+    expect(page.get_by_role("heading", level=1, name=tab)).to_be_visible()
+    settled(page)

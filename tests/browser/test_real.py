@@ -39,12 +39,6 @@ def sent(page: Page, image: Locator) -> bytes:
     return page.request.get(str(image.evaluate("image => image.src"))).body()
 
 
-def go(page: Page, tab: str) -> None:
-    page.get_by_role("link", name=tab).click()
-    expect(page.get_by_role("heading", level=1, name=tab)).to_be_visible()
-    settled(page)
-
-
 def test_words_in_a_picture_out_and_back(real: Server, visit: Callable[..., Page], tmp_path: Path) -> None:
     page = visit(real)
     image = draw(page, "帽子なしの少年と赤い鳥居を描いてください")
