@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 
 import streamlit as st
 
@@ -18,6 +19,8 @@ ROUTES = ("auto", "translate", "raw")
 NO_STYLE = ""
 SHAPES = {"square": (1, 1), "portrait": (3, 4), "landscape": (4, 3), "large": (1.5, 1.5)}
 """Shapes of a picture as parts of the model's own sides; "own" lets the sides be typed."""
+
+SAMPLES = Path(__file__).with_name("styles")
 
 SEEDS = 2**31
 """Seeds are thrown below this: short enough to be read out and typed."""
@@ -136,6 +139,21 @@ def choose_style(page: str) -> str:
     return st.selectbox(
         say("style"), [NO_STYLE, *styles()], key=f"{page}/style", persist_state="session", format_func=_style_label, help=say("style.help")
     )
+
+
+def show_samples(page: str) -> None:
+    """Small pictures of styles, each with a button that chooses it: one prompt and seed, drawn by the built-in model (demo/styles/)."""
+    with st.expander(say("style.samples"), icon=":material/palette:"), st.container(horizontal=True, gap="small", key=f"{page}-samples"):
+        for name, style in styles().items():
+            sample = SAMPLES / f"{style.english.replace(' ', '-')}.webp"
+            if style.english and sample.is_file():
+                with st.container(width=88):
+                    st.image(sample.read_bytes(), width=88, alt=name)
+                    st.button(name, key=f"{page}-style-{style.english}", on_click=_take_style, args=(page, name), width="stretch")
+
+
+def _take_style(page: str, name: str) -> None:
+    st.session_state[f"{page}/style"] = name
 
 
 def _style_label(name: str) -> str:

@@ -97,6 +97,7 @@ def _form(form: Any, words: Any, settings: Chosen) -> Chosen:
             say("preset"), ["", *negatives()], key=f"{PAGE}/preset", on_change=_preset, format_func=lambda one: one or say("style.none"),
             help=say("preset.help"),
         )  # fmt: skip
+        choosing.show_samples(PAGE)
     with form, st.form("create-form", border=False, enter_to_submit=False):
         st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=110, placeholder=say("prompt.placeholder"), persist_state="session")
         st.text_area(say("negative"), key=f"{PAGE}/negative", height=68, placeholder=say("negative.placeholder"), persist_state="session")
