@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
+from PIL import Image
 
 from demo.engine import Desk, QueueFull, Snapshot, UnknownTicket
 from demo.notices import failure, notice
@@ -96,6 +98,15 @@ def _watch(page: str, partly: Callable[[tuple[Any, ...]], None] | None) -> None:
         say("job.cancel"), key=f"{page}-cancel", icon=":material/stop_circle:", on_click=studio().engine.cancel, args=(snapshot.ticket,),
         kwargs={"session": session()},
     )  # fmt: skip
+    others = [one.ticket for one in studio().engine.tickets(session()) if not one.ended and one.ticket != snapshot.ticket]
+    if others:
+        st.text(say("job.others", count=len(others)))
+        st.button(say("job.cancel_others"), key=f"{page}-cancel-others", type="tertiary", on_click=_cancel, args=(others,))
+
+
+def _cancel(tickets: list[str]) -> None:
+    for ticket in tickets:
+        studio().engine.cancel(ticket, session=session())
 
 
 def _told(snapshot: Snapshot) -> str:
@@ -108,9 +119,7 @@ def _told(snapshot: Snapshot) -> str:
     return say("job.step", step=snapshot.step, steps=snapshot.steps) + pictures + left
 
 
-def _png(image: Any) -> bytes:
-    import io
-
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

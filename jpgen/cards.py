@@ -1,4 +1,4 @@
-"""What one has to know before using a model: its terms, where it is, how large it is, how it reads Japanese. A card for every row of the catalogue."""
+"""What one has to know before using a model: its terms, where it is, its size, how it reads Japanese. A card for every row of the catalogue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HERE = ("builtin", "local", "fetched")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model for a person to choose. `kind`: "model" (it draws), "translator" or "scorer"; `where`: "builtin", "local", "fetched", "absent", "recipe".
+    """A model for a person to choose. `kind`: "model" (it draws), "translator" or "scorer"; `where`: as `jpgen.models.whereabouts` tells.
 
     `commercial`, `route` and `unverified` are as in the catalogue, `default` its best settings. `asks`: its terms want to be accepted before use,
     `accepted`: they are; `page` is where they are read. `bytes` are those of its weights, 0 where they are not here.
