@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import streamlit as st
 
+import jpgen
 from demo.engine import Engine
 from demo.gallery import Gallery
 from demo.settings import Settings, load_settings
@@ -26,6 +28,14 @@ class Studio:
     settings: Settings
 
 
+def _open(model: str, *, vae: str | None = None) -> Any:
+    """A pipeline whose objects, and those of the libraries it brought, are left out of later garbage collections: one takes half a second else."""
+    made = (open_pipeline or jpgen.Pipeline)(model, vae=vae)
+    gc.collect()
+    gc.freeze()
+    return made
+
+
 @st.cache_resource(show_spinner=False, on_release=lambda opened: opened.engine.close())
 def studio() -> Studio:
     """The studio of this process; raises SettingsError or GalleryError, which the frame tells."""
@@ -33,7 +43,7 @@ def studio() -> Studio:
     pictures = Gallery(settings.gallery)
     engine = Engine(
         capacity=settings.capacity, per_session=settings.per_session, idle_seconds=settings.idle_seconds, away_seconds=settings.away_seconds,
-        open_pipeline=open_pipeline,
+        open_pipeline=_open,
     )  # fmt: skip
     engine.submit("", lambda desk: desk.pipeline(settings.model), title="")  # opened while the first visitor still writes
     return Studio(engine, pictures, settings)
