@@ -93,7 +93,7 @@ def cells(x: Axis, y: Axis, seed: int) -> list[Cell]:
 
 def _cell(x_name: str, y_name: str, x: Any, y: Any, seed: int) -> Cell:
     given = {x_name: x, y_name: y}
-    sampling = {name: given[name] for name in ("steps", "guidance_scale", "scheduler") if name in given}
+    sampling: dict[str, Any] = {name: given[name] for name in ("steps", "guidance_scale", "scheduler") if name in given}
     return Cell(x_name, y_name, x, y, given.get("seed", seed), given.get("model", "mame"), given.get("style", ""), sampling)
 
 

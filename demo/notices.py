@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 
 import streamlit as st
@@ -23,7 +23,7 @@ def failure(error: Exception | str) -> None:
     notice(one_language(str(error)), kind="bad")
 
 
-def labelled(rows: dict[str, object]) -> None:
+def labelled(rows: Mapping[str, object]) -> None:
     """A table of names and values; empty values are left out."""
     cells = "".join(f"<dt>{escape(name)}</dt><dd>{_lines(str(value))}</dd>" for name, value in rows.items() if str(value))
     st.html(f'<dl class="jp-facts">{cells}</dl>')

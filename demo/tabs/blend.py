@@ -151,6 +151,6 @@ def _write(parts: tuple[Part, ...]) -> None:
         return running.refuse(SAVING, error)
 
     def write(desk: Desk) -> str:
-        return merging.save_weights(recipe, folder, name).name
+        return merging.save_weights(desk, recipe, folder, name).name
 
     running.start(SAVING, write, title=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
@@ -18,6 +19,19 @@ from demo.words import say
 PAGE = "gallery"
 ACROSS, AT_ONCE = 4, 24
 ANY = ""
+MOST_LETTERS = 200
+"""Of what is searched for."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of the gallery is to be shown."""
+
+    text: str
+    favourite: bool
+    deleted: bool
+    model: str
+    kind: str
 
 
 def show() -> None:
@@ -34,8 +48,11 @@ def show() -> None:
 
 
 def _page(kept: Gallery) -> None:
-    chosen = _filters(kept)
-    found = kept.search(limit=AT_ONCE, offset=AT_ONCE * (_number() - 1), **chosen)
+    wanted = _filters(kept)
+    found = kept.search(
+        wanted.text, favourite=wanted.favourite, deleted=wanted.deleted, model=wanted.model, kind=wanted.kind, limit=AT_ONCE,
+        offset=AT_ONCE * (_number() - 1),
+    )  # fmt: skip
     if found.total and not found.items:  # what was on the last page is gone
         st.session_state[f"{PAGE}/number"] = 1
         st.rerun()
@@ -49,7 +66,7 @@ def _page(kept: Gallery) -> None:
     with st.form("gallery-form", border=False, enter_to_submit=False):
         marked = _grid(kept, found.items)
         with st.container(horizontal=True):
-            if chosen["deleted"]:
+            if wanted.deleted:
                 restore = st.form_submit_button(say("gallery.restore"), icon=":material/restore_from_trash:", key="gallery-restore")
                 empty = st.form_submit_button(say("gallery.empty_bin"), icon=":material/delete_forever:", key="gallery-empty")
                 export = delete = star = False
@@ -78,7 +95,7 @@ def _page(kept: Gallery) -> None:
     _opened(found.items)
 
 
-def _filters(kept: Gallery) -> dict[str, str | bool]:
+def _filters(kept: Gallery) -> Wanted:
     facets = kept.facets()
     with st.form("gallery-search", border=False, enter_to_submit=False), st.container(horizontal=True, vertical_alignment="bottom"):
         text = st.text_area(say("gallery.search"), key=f"{PAGE}/text", height=68, placeholder=say("search.placeholder"), persist_state="session")
@@ -86,15 +103,17 @@ def _filters(kept: Gallery) -> dict[str, str | bool]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         favourite = st.toggle(say("gallery.favourites"), key=f"{PAGE}/favourite", persist_state="session")
         deleted = st.toggle(say("gallery.bin"), key=f"{PAGE}/bin", persist_state="session")
-        chosen = {
-            name: st.selectbox(
-                say(f"gallery.{name}"), [ANY, *facets[name]], key=f"{PAGE}/{name}", persist_state="session", width=190,
-                format_func=lambda value: _facet(value),
-            )
-            for name in ("model", "kind")
-            if len(facets[name]) > 1
-        }  # fmt: skip
-    return {"text": (text or "")[:200], "favourite": favourite, "deleted": deleted, **chosen}
+        model, kind = (_choice(name, facets[name]) for name in ("model", "kind"))
+    return Wanted((text or "")[:MOST_LETTERS], favourite, deleted, model, kind)
+
+
+def _choice(name: str, values: list[str]) -> str:
+    """One of the values that are there, ANY where there is nothing to choose."""
+    if len(values) < 2:
+        return ANY
+    return st.selectbox(
+        say(f"gallery.{name}"), [ANY, *values], key=f"{PAGE}/{name}", persist_state="session", width=190, format_func=_facet
+    ) or ANY
 
 
 def _facet(value: str) -> str:
