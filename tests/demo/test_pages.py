@@ -11,6 +11,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import demo.studio
+from demo.choosing import SAMPLES
 from demo.frame import TABS
 from jpgen import Generation, ModelInfo, Prompt, SamplingConfig, Step, read_settings
 
@@ -158,4 +159,4 @@ def test_a_full_disk_loses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     page.button(key="generate").click().run()
     done(page, "create")
     assert any("空きがありません" in one.proto.body for one in page.get("html"))
-    assert len(page.image) == 1
+    assert len(page.image) == 1 + len(list(SAMPLES.glob("*.webp")))
