@@ -116,7 +116,7 @@ def _card(card: ModelCard, page: str) -> None:
     )
     if card.asks and not card.accepted:
         notice(say("model.terms"))
-        st.code(card.page, language=None)
+        st.code(card.page, language=None, wrap_lines=True)
         if st.button(say("model.accept"), key=f"{page}-accept", disabled=studio().settings.public):
             try:
                 accept_terms(card.name)

@@ -45,7 +45,7 @@ def _parts() -> tuple[Part, ...]:
     if len(mixable) < 2:
         notice(say("blend.alone"))
         if not studio().settings.public:
-            st.code(str(models_folder()), language=None)
+            st.code(str(models_folder()), language=None, wrap_lines=True)
     choosing.begin_with(f"{PAGE}/models", [BASE])
     models = st.multiselect(
         say("blend.models"), mixable, key=f"{PAGE}/models", max_selections=MOST, placeholder=say("axis.choose"), persist_state="session"
@@ -129,7 +129,7 @@ def _saving(parts: tuple[Part, ...]) -> None:
         return failure(error)
     text = merging.recipe_text(recipe)
     with st.expander(say("blend.recipe")):
-        st.code(text, language="yaml")
+        st.code(text, language="yaml", wrap_lines=True)
     st.download_button(
         say("blend.recipe.save"), text, "recipe.yaml", "application/yaml", icon=":material/download:", key="blend-recipe", on_click="ignore"
     )
