@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.evaluate.cases import Arm, Case
+    from jpgen.evaluate.compare import compare
     from jpgen.evaluate.scorer import ImageTextScorer, open_scorer
     from jpgen.evaluate.scores import clip_score, retrieve, zero_shot
     from jpgen.evolve.live import LiveMerge
@@ -70,6 +72,8 @@ _HOMES = {
     "jpgen.merged": ("write_merge",),
     "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
     "jpgen.pictures": ("read_picture",),
+    "jpgen.evaluate.cases": ("Arm", "Case"),
+    "jpgen.evaluate.compare": ("compare",),
     "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
     "jpgen.translate": ("open_translator",),
@@ -82,7 +86,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdapterInfo",
+    "Arm",
     "Cancelled",
+    "Case",
     "Conditioning",
     "ConditioningSpec",
     "Control",
@@ -117,6 +123,7 @@ __all__ = [
     "accept_terms",
     "apply_style",
     "clip_score",
+    "compare",
     "file_name",
     "generate",
     "generate_many",

@@ -37,7 +37,7 @@ def open_model(name: str | Path, *, on_progress: Progress | None = None) -> Entr
     if entry and entry.family in TRANSLATORS:
         raise IncompatibleError(f"{entry.name} は翻訳モデルで、絵は描きません / {entry.name} is a translator: give it as translator")
     if entry and entry.family in SCORERS:
-        raise IncompatibleError(f"{entry.name} は絵を採点するモデルで、絵は描きません / {entry.name} scores pictures and draws none: use jpgen.zero_shot")
+        raise IncompatibleError(f"{entry.name} は採点するモデルで、絵は描きません / {entry.name} scores pictures: use jpgen.zero_shot")
     if entry is None or not is_recipe(entry):
         return models.open_model(name, on_progress=on_progress)
     recipe = load_recipe(str(entry.parts["recipe"]))

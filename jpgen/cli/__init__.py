@@ -15,6 +15,7 @@ import click
 from jpgen.cli.command import explained
 from jpgen.cli.demo import demo_command
 from jpgen.cli.evolving import evolve_command
+from jpgen.cli.measuring import compare_command, score_command, train_clip_command
 from jpgen.cli.merging import merge_group
 from jpgen.cli.prompts import prompts_group
 from jpgen.cli.weights import convert_command, lora_group
@@ -292,6 +293,9 @@ def train_judge_command(data: Path, out: Path, steps: int) -> None:
     train_judge(data, out, steps=steps)
 
 
+train_group.add_command(train_clip_command)
+main.add_command(score_command)
+main.add_command(compare_command)
 main.add_command(convert_command)
 main.add_command(demo_command)
 main.add_command(evolve_command)

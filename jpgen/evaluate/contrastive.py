@@ -74,7 +74,8 @@ def load(folder: Path, name: str = "") -> ContrastiveScorer:
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in KINDS:
         raise WeightsError(
-            f"{folder}: 絵と文を比べるモデルではありません / {folder} holds a model of type {kind!r}, wanted one of {', '.join(KINDS)}: name a CLIP's folder"
+            f"{folder}: 絵と文を比べるモデルではありません / {folder} holds a model of type {kind!r}, wanted one of {', '.join(KINDS)}: "
+            "name a CLIP's folder"
         )
     device = best_device()
     try:

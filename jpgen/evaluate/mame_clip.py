@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,10 +35,11 @@ HEAD = "image"
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of mame-clip: width of a pooled text state, of the features that are compared, and of the image tower."""
+    """Sizes of mame-clip: width of a pooled text state, of what is between, of the features that are compared, and of the image tower."""
 
     model_type: str = "mame-clip"
     text_width: int = 384
+    text_hidden: int = 1024
     width: int = 384
     widths: tuple[int, int, int] = (64, 128, 256)
     queries: int = 8
@@ -49,17 +51,21 @@ class ClipConfig:
 
 
 class ClipNetwork(nn.Module):
-    """The image tower, a linear map of pooled text states, and the scale of their cosines (Radford et al. 2021, arXiv 2103.00020)."""
+    """The image tower, two layers over pooled text states, and the scale of their cosines (Radford et al. 2021, arXiv 2103.00020)."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.tower = JudgeNetwork(config)
-        self.text = nn.Linear(config.text_width, config.width)
+        self.text = nn.Sequential(nn.Linear(config.text_width, config.text_hidden), nn.GELU(), nn.Linear(config.text_hidden, config.width))
         self.log_scale = nn.Parameter(torch.tensor(3.0))
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Unit vectors fp32 [batch, width] of `pixels` uint8 [batch, 3, 128, 128]."""
         return F.normalize(logits(self.tower, pixels)[HEAD], dim=-1)
+
+    def cell_features(self, cells: Tensor) -> Tensor:
+        """The same of what the tower's convolutions see, [batch, 64, cell width]."""
+        return F.normalize(self.tower.answers(cells)[HEAD], dim=-1)
 
     def text_features(self, pooled: Tensor) -> Tensor:
         """Unit vectors fp32 [texts, width] of pooled text states [texts, text width]."""
@@ -88,8 +94,8 @@ class MameClip:
         """
         folder = folder or Path(str(resources.files("jpgen"))) / "evaluate" / "clip"
         try:
-            stored = read_json(folder / CONFIG)
-            config = ClipConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+            stored: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in read_json(folder / CONFIG).items()}
+            config = ClipConfig(**stored)
             network = ClipNetwork(config)
             network.load_state_dict(load_weights(folder / WEIGHTS))
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -69,7 +69,7 @@ class TranslatingScorer:
 
 
 def open_scorer(model: str | Path | ImageTextScorer = DEFAULT_SCORER, *, translator: str | Path | Translator | None = None) -> ImageTextScorer:
-    """The scorer of this name in the catalogue or in this local folder (any SigLIP, CLIP or AltCLIP of transformers); one that is open passes through.
+    """The scorer of this name in the catalogue or in this local folder (any SigLIP, CLIP or AltCLIP of transformers); an open one passes through.
 
     With a `translator` (a name, a folder, an open one; else the one its row names) Japanese texts reach it in English. The last two stay open.
     Raises UnknownNameError, LicenseError, WeightsError, and IncompatibleError for a model that draws.
@@ -80,7 +80,10 @@ def open_scorer(model: str | Path | ImageTextScorer = DEFAULT_SCORER, *, transla
         if str(model) in catalog:
             entry = catalog[str(model)]
             if entry.family not in SCORERS:
-                raise IncompatibleError(f"{entry.name} は絵と文を比べるモデルではありません / {entry.name} compares no pictures with texts: it is no scorer")
+                raise IncompatibleError(
+                    f"{entry.name} は絵と文を比べるモデルではありません / {entry.name} compares no pictures with texts: name one of "
+                    + ", ".join(name for name, row in catalog.items() if row.family in SCORERS)
+                )
             row_translator = str(entry.parts.get("translator", ""))
             model = _load(open_model(entry.name).folder, entry.name)
         else:

@@ -36,9 +36,9 @@ class Guess(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The place of a picture in the given ones and its score (see `clip_score`)."""
+    """`place` of a picture among the given ones (from 0) and its score (see `clip_score`)."""
 
-    index: int
+    place: int
     score: float
 
 
@@ -58,11 +58,11 @@ def clip_score(images: Sequence[Picture], texts: Sequence[str], *, model: str | 
             f"絵が {len(images)} 枚、文が {len(texts)} 個です / {len(images)} pictures and {len(texts)} texts: give one text for each picture"
         )
     said = _texts(texts, "文 / text")
-    pictures = _pictures(images)
+    pictures = read_pictures(images)
     scorer = open_scorer(model)
     if not said:
         return []
-    return _percent(_finite(scorer.image_features(pictures), scorer) * _finite(scorer.text_features(said), scorer))
+    return _percent(finite(scorer.image_features(pictures), scorer) * finite(scorer.text_features(said), scorer))
 
 
 def zero_shot(
@@ -80,12 +80,12 @@ def zero_shot(
     """
     names = _texts(labels, "ラベル / label")
     if not names:
-        raise PromptError("ラベルがありません。見分けたいものの名前を渡してください（例: 犬 猫 図） / no labels: name what it may show, e.g. 犬 猫 図")
+        raise PromptError("ラベルがありません。見分けるものの名前を渡してください（例: 犬 猫 図） / no labels: name what it may show")
     if twice := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
         raise PromptError(f"同じラベルが二度あります / labels given twice: {', '.join(twice[:5])}; give each once")
-    (picture,) = _pictures([image])
+    (picture,) = read_pictures([image])
     scorer = open_scorer(model)
-    feature = _finite(scorer.image_features([picture]), scorer)
+    feature = finite(scorer.image_features([picture]), scorer)
     chances = (scorer.scale * feature @ label_features(scorer, names, templates).T).softmax(dim=1)[0]
     order = chances.argsort(descending=True, stable=True)
     return [Guess(names[i], float(chances[i])) for i in order.tolist()]
@@ -97,7 +97,7 @@ def label_features(scorer: ImageTextScorer, labels: Sequence[str], templates: Se
         raise PromptError(f"テンプレートには {{}} が要ります / a template needs {{}} for the label, e.g. {{}}の写真: got {list(templates)!r}")
     frames = [templates or TEMPLATES["ja" if is_japanese(label) else "en"] for label in labels]
     texts = [frame.replace("{}", label) for label, of_label in zip(labels, frames, strict=True) for frame in of_label]
-    features = _finite(scorer.text_features(texts), scorer)
+    features = finite(scorer.text_features(texts), scorer)
     means = [rows.mean(dim=0) for rows in features.split([len(of_label) for of_label in frames])]
     return F.normalize(torch.stack(means), dim=-1)
 
@@ -110,17 +110,17 @@ def retrieve(
     `top`: only so many. No pictures give an empty list.
 
         >>> from jpgen import retrieve
-        >>> retrieve(["cat.png", "torii.png"], "鳥居", top=1)[0].index  # doctest: +SKIP
+        >>> retrieve(["cat.png", "torii.png"], "鳥居", top=1)[0].place  # doctest: +SKIP
         1
     """
     if top is not None and top < 1:
         raise PromptError(f"top={top} は 1 以上にしてください / top must be at least 1, or None for all")
     said = _texts([text], "文 / text")
-    pictures = _pictures(images)
+    pictures = read_pictures(images)
     if not pictures:
         return []
     scorer = open_scorer(model)
-    scores = torch.tensor(_percent(_finite(scorer.image_features(pictures), scorer) * _finite(scorer.text_features(said), scorer)))
+    scores = torch.tensor(_percent(finite(scorer.image_features(pictures), scorer) * finite(scorer.text_features(said), scorer)))
     return [Match(i, float(scores[i])) for i in scores.argsort(descending=True, stable=True).tolist()[:top]]
 
 
@@ -128,7 +128,7 @@ def _percent(products: Tensor) -> list[float]:
     return [PERCENT * max(value, 0.0) for value in products.sum(dim=1).tolist()]
 
 
-def _pictures(images: Sequence[Picture]) -> list[Image.Image]:
+def read_pictures(images: Sequence[Picture]) -> list[Image.Image]:
     """The pictures in RGB; raises SettingError naming the first that cannot be read."""
     return [read_picture(one.image if isinstance(one, Generation) else one, f"images[{n}]") for n, one in enumerate(images)]
 
@@ -142,9 +142,11 @@ def _texts(texts: Sequence[str], what: str) -> list[str]:
     return list(texts)
 
 
-def _finite(features: Tensor, scorer: ImageTextScorer) -> Tensor:
+def finite(features: Tensor, scorer: ImageTextScorer) -> Tensor:
+    """The features; raises WeightsError if any is no number."""
     if not features.isfinite().all():
         raise WeightsError(
-            f"{scorer.name} の出力が数になりません（NaN） / {scorer.name} gives features that are no numbers (NaN): its weights are damaged; fetch it again"
+            f"{scorer.name} の出力が数になりません（NaN） / {scorer.name} gives features that are no numbers (NaN): "
+            "its weights are damaged; fetch it again"
         )
     return features

@@ -21,10 +21,24 @@ import torch
 from torch import Tensor
 
 from jpgen.errors import OutputError, WeightsError
-from jpgen.merge.evaluation import STRIP, TILE, Apply, Read, Tile, by_chance, by_rows, compute, compute_tile, look_at_tile, models_of, tile_length
+from jpgen.merge.evaluation import (
+    PIECE,
+    STRIP,
+    TILE,
+    Apply,
+    Read,
+    Tile,
+    by_chance,
+    by_rows,
+    compute,
+    compute_tile,
+    look_at_tile,
+    models_of,
+    tile_length,
+)
 from jpgen.merge.folders import Companions, put_in_place, require_companions, require_replaceable, write_companions
 from jpgen.merge.names import label
-from jpgen.merge.plan import COPY, PIECE, STEPS, WHOLE, Job, Plan, plan
+from jpgen.merge.plan import COPY, STEPS, WHOLE, Job, Plan, plan
 from jpgen.merge.provenance import Terms, describe
 from jpgen.merge.ranges import Part
 from jpgen.merge.recipe import Model, Recipe

@@ -194,7 +194,8 @@ def _cosine(dots: Tensor) -> Tensor:
 
 
 def _far(likeness: Tensor, values: Values) -> Tensor:
-    return (1 - (likeness - values["t"]).clamp(0, 1)).float()
+    share: Tensor = 1 - (likeness - values["t"]).clamp(0, 1)
+    return share.float()
 
 
 def _power(turn: Tensor, exponent: float) -> Tensor:
