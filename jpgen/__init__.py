@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jpgen.adapters import list_loras
     from jpgen.api import generate, generate_many, load_generation
+    from jpgen.cards import ModelCard, accept_terms, model_cards
     from jpgen.catalog import load_catalog
     from jpgen.errors import (
         Cancelled,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
     from jpgen.evaluate.cases import Arm, Case
     from jpgen.evaluate.compare import compare
+    from jpgen.evaluate.scorer import ImageTextScorer, open_scorer
     from jpgen.evaluate.scores import clip_score, retrieve, zero_shot
     from jpgen.evolve.live import LiveMerge
     from jpgen.merged import write_merge
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from jpgen.pictures import read_picture
     from jpgen.pipeline import Pipeline
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
+    from jpgen.translate import open_translator
     from jpgen.types import (
         AdapterInfo,
         Conditioning,
@@ -57,20 +60,23 @@ if TYPE_CHECKING:
 _HOMES = {
     "jpgen.adapters": ("list_loras",),
     "jpgen.api": ("generate", "generate_many", "load_generation"),
+    "jpgen.cards": ("ModelCard", "accept_terms", "model_cards"),
     "jpgen.catalog": ("load_catalog",),
     "jpgen.errors": (
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
+    "jpgen.evaluate.scorer": ("ImageTextScorer", "open_scorer"),
+    "jpgen.evaluate.scores": ("clip_score", "retrieve", "zero_shot"),
     "jpgen.evolve.live": ("LiveMerge",),
     "jpgen.merged": ("write_merge",),
     "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
     "jpgen.pictures": ("read_picture",),
     "jpgen.evaluate.cases": ("Arm", "Case"),
     "jpgen.evaluate.compare": ("compare",),
-    "jpgen.evaluate.scores": ("clip_score", "retrieve", "zero_shot"),
     "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
+    "jpgen.translate": ("open_translator",),
     "jpgen.types": (
         "AdapterInfo", "Conditioning", "ConditioningSpec", "Control", "Edit", "Generation", "InitImage", "ModelInfo", "Prompt", "SamplingConfig",
         "Step",
@@ -88,6 +94,7 @@ __all__ = [
     "Control",
     "Edit",
     "Generation",
+    "ImageTextScorer",
     "IncompatibleError",
     "InitImage",
     "JpgenError",
@@ -96,6 +103,7 @@ __all__ = [
     "LiveMerge",
     "MetadataError",
     "MissingExtraError",
+    "ModelCard",
     "ModelInfo",
     "OutputError",
     "Pipeline",
@@ -112,6 +120,7 @@ __all__ = [
     "UnknownNameError",
     "WeightsError",
     "Wildcards",
+    "accept_terms",
     "apply_style",
     "clip_score",
     "compare",
@@ -123,7 +132,10 @@ __all__ = [
     "load_generation",
     "load_lexicon",
     "load_styles",
+    "model_cards",
     "normalize",
+    "open_scorer",
+    "open_translator",
     "parse_parameters",
     "picture_name",
     "read_picture",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jpgen.cli.command import explained
+from jpgen.cli.demo import demo_command
 from jpgen.cli.evolving import evolve_command
 from jpgen.cli.measuring import compare_command, score_command, train_clip_command
 from jpgen.cli.merging import merge_group
@@ -296,6 +297,7 @@ train_group.add_command(train_clip_command)
 main.add_command(score_command)
 main.add_command(compare_command)
 main.add_command(convert_command)
+main.add_command(demo_command)
 main.add_command(evolve_command)
 main.add_command(merge_group)
 main.add_command(lora_group)
