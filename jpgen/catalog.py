@@ -32,12 +32,12 @@ FAMILY_DEFAULT = {
     "pixart": SamplingConfig(width=1024, height=1024, steps=20, guidance_scale=4.5, emphasis="comfy"),
     "flux": SamplingConfig(width=1024, height=1024, steps=28, guidance_scale=3.5, scheduler="own"),
     "diffusers": SamplingConfig(width=1024, height=1024, steps=25, guidance_scale=5.0, scheduler="own"),
-    "marian": SamplingConfig(width=0, height=0, steps=0, guidance_scale=0.0, scheduler=""),
+    **dict.fromkeys(("marian", "causal"), SamplingConfig(width=0, height=0, steps=0, guidance_scale=0.0, scheduler="")),
     "clip": SamplingConfig(width=0, height=0, steps=0, guidance_scale=0.0, scheduler=""),
 }
 """The families, each with the settings that are common for it: what a row of the catalogue does not state comes from here."""
 
-TRANSLATORS = ("marian",)
+TRANSLATORS = ("marian", "causal")
 """Families that translate and draw nothing (their settings are none); each is a file in jpgen/translate."""
 
 SCORERS = ("clip",)

@@ -22,17 +22,17 @@ from jpgen.encoders import load_encoder
 from jpgen.encoders.adapted import load_adapted
 from jpgen.encoders.pairing import read_spec, require_backbone
 from jpgen.encoders.remembered import Asked, Remembered
+from jpgen.english import in_english, open_english
 from jpgen.errors import IncompatibleError, PromptError, SettingError
 from jpgen.lora import Adapter
 from jpgen.merged import open_model
 from jpgen.models import weights_hash, with_vae
 from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlarged, file_hash
 from jpgen.prompt.chain import normalize as normalized
-from jpgen.prompt.syntax import parse_attention, render
+from jpgen.prompt.syntax import parse_attention
 from jpgen.protocols import Backbone, TextBackbone, TextEncoder, Translator
 from jpgen.routes import choose_route
 from jpgen.safety import sha256_of
-from jpgen.translate import is_japanese, open_translator, translate_spans
 from jpgen.types import (
     NO_INPUTS,
     AdapterInfo,
@@ -64,8 +64,8 @@ class Pipeline:
     """An encoder and a backbone that fit, opened once and used many times.
 
     `batch_size` pictures are sampled together; with 1 a picture never depends on its company, with more it may differ by rounding (a few of 255
-    levels in bf16). Threads take turns. With a `translator`, prompts reach the encoder in English (route "translate"); without one, a model of
-    English alone gets them as they are (route "raw").
+    levels in bf16). Threads take turns. With a `translator`, prompts reach the encoder in English (route "translate"); a model of English alone has
+    the small built-in one unless told otherwise, with translator="" it gets them as they are (route "raw").
 
         >>> from jpgen import Pipeline
         >>> pipeline = Pipeline()
@@ -97,17 +97,16 @@ class Pipeline:
         if vae is not None:
             entry, self.vae_hash = with_vae(entry, vae), file_hash(Path(vae))
         backbone = load_backbone(entry, optimize=optimize)
-        chosen = choose_route(
-            route, entry.route, entry.name, adapter=adapter is not None, translator=bool(translator or entry.parts.get("translator"))
-        )
+        wish = translator if translator is not None else str(entry.parts["translator"]) if "translator" in entry.parts else None
+        builtin = wish is None and (entry.route != "native" or route == "translate")
+        chosen = choose_route(route, entry.route, entry.name, adapter=adapter is not None, translator=builtin or bool(wish))
         encoder: TextEncoder | None = None
         if chosen == "adapter" and adapter is not None:
             encoder, self.pairing = self._paired(Path(adapter), backbone)
         elif entry.encoder:
             encoder = load_encoder(entry.encoder, entry.place, **entry.parts)
-        opened = open_translator(translator or str(entry.parts.get("translator", ""))) if chosen == "translate" else None
         untranslated = ("native" if entry.route == "native" else "raw") if chosen == "translate" else chosen
-        self._set(encoder, backbone, info, untranslated, batch_size, opened)
+        self._set(encoder, backbone, info, untranslated, batch_size, open_english(wish) if chosen == "translate" else None)
         self._adapters = Adapters(info.name, encoder, backbone, loras=lora_folder, embeddings=embedding_folder)
 
     @staticmethod
@@ -131,7 +130,8 @@ class Pipeline:
     def with_translator(self, translator: str | Path | Translator) -> Pipeline:
         """This pipeline with another translator: a name of the catalogue, a local folder or an open one. Its parts are shared, not opened again."""
         pipeline = copy.copy(self)
-        pipeline.translator, pipeline.route = open_translator(translator), "translate"
+        pipeline.translator = open_english(translator)
+        pipeline.route = "translate" if pipeline.translator else self._untranslated
         return pipeline
 
     def _set(
@@ -319,17 +319,10 @@ class Pipeline:
         translator = self.translator
         if self.route in ("native", "adapter"):  # a prompt from another model may bring what that one saw
             return [replace(prompt, translation=Translation()) if prompt.translation.by else prompt for prompt in prompts]
-        wanted = [i for i, prompt in enumerate(prompts) if is_japanese(prompt.text + prompt.negative) and not prompt.translation.by]
-        if translator is None or not wanted:
+        if translator is None:
             return prompts
-        rows = [(prompts[i].spans or ((prompts[i].text, 1.0),), parse_attention(prompts[i].negative)) for i in wanted]
         with self._lock:
-            made = translate_spans(translator, [spans for row in rows for spans in row])
-        prompts = list(prompts)
-        for i, spans, unwanted in zip(wanted, made[::2], made[1::2], strict=True):
-            text = "".join(" " if span == ("BREAK", -1.0) else span[0] for span in spans)
-            prompts[i] = replace(prompts[i], translation=Translation(translator.name, text, render(unwanted), spans))
-        return prompts
+            return in_english(translator, prompts)
 
     def _taken(self, prompt: Prompt) -> str:
         """The route that this prompt took: "translate" only where there was something to translate."""

@@ -18,6 +18,7 @@ from jpgen.cli.evolving import evolve_command
 from jpgen.cli.measuring import compare_command, score_command, train_clip_command
 from jpgen.cli.merging import merge_group
 from jpgen.cli.prompts import prompts_group
+from jpgen.cli.translating import translate_command
 from jpgen.cli.weights import convert_command, lora_group
 from jpgen.errors import PromptError
 
@@ -293,6 +294,19 @@ def train_judge_command(data: Path, out: Path, steps: int) -> None:
     train_judge(data, out, steps=steps)
 
 
+@train_group.command("translator")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="対訳（small_parallel_enja）の置き場 / Tanaka pairs")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("train/translator"), show_default=True, help="書き出す先 / the model's folder")
+@click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
+@click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
+@explained
+def train_translator_command(data: Path, out: Path, steps: int, decay: int) -> None:
+    """内蔵の日英翻訳モデルを学習します。途中で止めても続きから / train the built-in translator, resumable."""
+    from jpgen.train.translator import train_translator
+
+    train_translator(data, out, steps=steps, decay=decay)
+
+
 train_group.add_command(train_clip_command)
 main.add_command(score_command)
 main.add_command(compare_command)
@@ -300,6 +314,7 @@ main.add_command(convert_command)
 main.add_command(demo_command)
 main.add_command(evolve_command)
 main.add_command(merge_group)
+main.add_command(translate_command)
 main.add_command(lora_group)
 main.add_command(prompts_group)
 

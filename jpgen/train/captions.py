@@ -108,7 +108,8 @@ def _is_plural(noun: str) -> bool:
 
 
 @cache
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
+    """The plural of an English noun; of one that is plural, or Japanese, itself."""
     if _is_plural(noun) or noun in JAPANESE_PLURALS:
         return noun
     head, of, rest = noun.partition(" of ")
@@ -116,20 +117,21 @@ def _plural(noun: str) -> str:
 
 
 @cache
-def _article(noun: str) -> str:
+def article(noun: str) -> str:
+    """An English noun with its indefinite article, if it takes one."""
     return noun if _is_plural(noun) or noun.startswith(NO_ARTICLE) else _inflect().a(noun)
 
 
 def _en_thing(thing: Thing, rng: np.random.Generator, size: str = "") -> str:
     noun = " ".join(part for part in (size, thing.color.en if thing.color else "", _word(rng, thing.concept.en)) if part)
-    return noun if rng.random() < 0.4 else _article(noun)
+    return noun if rng.random() < 0.4 else article(noun)
 
 
 def _en_core(scene: Scene, rng: np.random.Generator) -> str:
     if scene.layout == "count":
         thing = scene.things[0]
         color = f"{thing.color.en} " if thing.color else ""
-        return f"{_pick(rng, ENGLISH_DIGITS[scene.count], str(scene.count))} {color}{_plural(_word(rng, thing.concept.en))}"
+        return f"{_pick(rng, ENGLISH_DIGITS[scene.count], str(scene.count))} {color}{plural(_word(rng, thing.concept.en))}"
     if len(scene.things) == 1:
         sizes = {"large": ("big", "large", "huge"), "small": ("small", "little", "tiny"), "one": ("",)}
         return _en_thing(scene.things[0], rng, _pick(rng, *sizes[scene.layout]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from jpgen.catalog import TRANSLATORS, load_catalog
-from jpgen.errors import IncompatibleError, UnknownNameError
+from jpgen.errors import IncompatibleError, UnknownNameError, WeightsError
 from jpgen.models import open_model
 from jpgen.protocols import Translator
+from jpgen.safety import read_json, sha256_of
+from jpgen.translate.cache import Remembering
 
 JAPANESE = re.compile("[\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
 """Kana and kanji: a text that has none is left as it is."""
@@ -30,7 +33,8 @@ Spans = Sequence[tuple[str, float]]
 def open_translator(translator: str | Path | Translator) -> Translator | None:
     """The translator of this name in the catalogue or in this local folder; one that is open passes through, "" is none.
 
-    Raises UnknownNameError, LicenseError, WeightsError, and IncompatibleError for a model that draws.
+    What it translates is kept on disk (see `jpgen.translate.cache`). Raises UnknownNameError, LicenseError, WeightsError, and IncompatibleError for a
+    model that draws.
     """
     if isinstance(translator, Translator):
         return translator
@@ -42,16 +46,33 @@ def open_translator(translator: str | Path | Translator) -> Translator | None:
         if not place.exists():
             known = [name for name, row in catalog.items() if row.family in TRANSLATORS]
             raise UnknownNameError.of("翻訳モデル / translator", str(translator), known)
-        return load_translator("marian", place.resolve())
+        return _remembering(kind_of(place), place.resolve(), place.resolve().name)
     entry = catalog[str(translator)]
     if entry.family not in TRANSLATORS:
         raise IncompatibleError(f"{entry.name} は翻訳モデルではありません / {entry.name} is no translator: give it as model")
-    return load_translator(entry.family, open_model(entry.name).folder)
+    return _remembering(entry.family, open_model(entry.name).folder, entry.name)
+
+
+def kind_of(folder: Path) -> str:
+    """Which file of this package opens the translator in a folder: "causal" where its config.json names a causal language model, else "marian"."""
+    try:
+        names = read_json(folder / "config.json").get("architectures") or ()
+    except WeightsError:
+        return "marian"  # which says what is missing
+    return "causal" if any(str(name).endswith("ForCausalLM") for name in names) else "marian"
+
+
+def _remembering(kind: str, folder: Path, name: str) -> Translator:
+    made = load_translator(kind, folder)
+    digest = hashlib.sha256(kind.encode())
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".spm", ".json", ".jinja") and path.is_file()):
+        digest.update(f"{file.name}:{sha256_of(file)}".encode())
+    return Remembering(made, digest.hexdigest()[:16], name=name)
 
 
 @lru_cache(maxsize=2)
 def load_translator(kind: str, folder: Path) -> Translator:
-    """The translator of this kind (a file of this package: "marian") in a local folder, kept open for the next call; raises WeightsError."""
+    """The translator of this kind ("marian", "causal": files of this package) in a local folder, kept open for the next call; raises WeightsError."""
     made: Translator = importlib.import_module(f"jpgen.translate.{kind}").load(folder)
     return made
 

@@ -1,4 +1,5 @@
-"""Marian models (Junczys-Dowmunt et al. 2018, arXiv 1804.00344), small ones for one pair of languages: OPUS-MT, FuguMT, ElanMT."""
+"""Marian models (Junczys-Dowmunt et al. 2018, arXiv 1804.00344), small ones for one pair of languages: OPUS-MT, FuguMT, ElanMT, and
+jpgen's own, whose weights are in 8 bits."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MarianMTModel, MarianTokenizer
+from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
 from jpgen.errors import WeightsError
 from jpgen.safety import PICKLES, check_safetensors, read_json
+from jpgen.translate.markers import MARKERS
+from jpgen.weights import METADATA_KEY, load_weights
 
 BEAMS = 4
 """Sentences kept in view while one is written."""
@@ -32,6 +35,7 @@ class MarianTranslator:
 
     def __init__(self, name: str, model: Any, tokenizer: Any, *, batch_size: int = 16) -> None:
         self.name = name
+        self.knows_markers = set(MARKERS) <= tokenizer.get_vocab().keys()
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._batch_size = batch_size
@@ -84,18 +88,16 @@ def load(folder: Path) -> MarianTranslator:
     Raises WeightsError; of a folder that has only pickles it names the way to convert them.
     """
     _require_files(folder)
-    check_safetensors(folder / "model.safetensors")
+    header = check_safetensors(folder / "model.safetensors")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*sacremoses")  # it tidies quotation marks of English
             tokenizer = MarianTokenizer.from_pretrained(folder, local_files_only=True)
-        model, found = MarianMTModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        model, missing = _quantized(folder) if METADATA_KEY in header.metadata else _opened(folder)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, sentencepiece RuntimeError
         why = " ".join(str(error).split())
         raise WeightsError(f"{folder}: 翻訳モデルを読めません / cannot read the translator ({why}); fetch it again") from error
-    if missing := sorted(found["missing_keys"]):
+    if missing:
         raise WeightsError(f"{folder} の重みが足りません / {folder} has no {', '.join(missing[:5])} ({len(missing)} tensors): fetch it again")
     if len(tokenizer) > model.config.vocab_size:
         raise WeightsError(
@@ -103,6 +105,23 @@ def load(folder: Path) -> MarianTranslator:
             "they are not of one model; fetch it again"
         )
     return MarianTranslator(folder.name, model, tokenizer)
+
+
+def _opened(folder: Path) -> tuple[Any, list[str]]:
+    """The model of a folder as the hub has them, and the tensors that its file lacks."""
+    model, found = MarianMTModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    return model, sorted(found["missing_keys"])
+
+
+def _quantized(folder: Path) -> tuple[Any, list[str]]:
+    """The same for weights in jpgen's 8 bits; the sinusoids of the positions are computed, the tied tensors are one."""
+    model = MarianMTModel(MarianConfig.from_pretrained(folder, local_files_only=True))
+    missing, unexpected = model.load_state_dict(load_weights(folder / "model.safetensors"), strict=False)
+    if unexpected:
+        raise ValueError(f"unexpected tensors {', '.join(sorted(unexpected)[:5])}")
+    model.tie_weights()
+    tied = ("embed_positions.weight", "embed_tokens.weight", "lm_head.weight")
+    return model, sorted(name for name in missing if not name.endswith(tied))
 
 
 def _require_files(folder: Path) -> None:

@@ -205,7 +205,7 @@ def test_weights_and_adapters_survive(sd: stable_diffusion.Parts, folder: Path, 
 
 
 def test_without_a_translator_it_says_raw(sd: stable_diffusion.Parts) -> None:
-    made = jpgen.generate("赤い猫", model=sd.path, seed=7, normalize=False, **SETTINGS)
+    made = jpgen.generate("赤い猫", model=sd.path, seed=7, normalize=False, translator="", **SETTINGS)
     np.testing.assert_allclose(np.asarray(made.image, int), plain(sd.unet, sd.vae, english(sd, "赤い猫"), english(sd, "")), atol=1)
     assert (made.route, made.prompt.translation) == ("raw", Translation())
 
