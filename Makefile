@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint bench-mame bench-merge bench-speed bench-prompt bench-translate wheel clean
+.PHONY: setup run demo test test-browser test-notebooks bench-demo lint bench-mame bench-merge bench-speed bench-prompt bench-t2i bench-translate wheel clean
 
 setup: .venv/.ready
 
@@ -16,15 +16,31 @@ run: setup
 	$(BIN)/jpgen generate "夕焼けの海に浮かぶ赤い船" -o out/ship.png
 	@echo "できました / your picture: $(CURDIR)/out/ship.png"
 
+demo: setup
+	$(BIN)/jpgen demo
+
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not network and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not network and not gpu and not browser and not notebooks"
+	$(MAKE) test-browser
+	$(MAKE) test-notebooks
+
+test-browser: setup  # the demo in a real Chromium; generous time-outs, nothing waits for a clock
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy chromium fonts-noto-cjk; } \
+	  || { echo "chromium がありません / wanted: apt-get install chromium fonts-noto-cjk"; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/browser
+
+bench-demo: setup  # memory during half an hour of three sessions (MINUTES=3: shorter)
+	$(BIN)/python -m tests.browser.bench_demo $(or $(MINUTES),30)
+
+test-notebooks: setup
+	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy jpgen demo
 	$(BIN)/lint-imports
 
-bench-mame bench-merge bench-speed bench-prompt bench-translate: setup
+bench-mame bench-merge bench-speed bench-prompt bench-t2i bench-translate: setup
 	$(BIN)/python -m jpgen.evaluate.$(subst -,_,$@)
 
 wheel: setup

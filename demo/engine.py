@@ -360,6 +360,7 @@ class Engine:
         if dropped:
             log.info("%s を閉じました / unloaded", dropped.key[0])
             del dropped
+            gc.unfreeze()  # see demo.studio
             gc.collect()
 
     def _do(self, job: _Job) -> None:

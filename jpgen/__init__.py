@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jpgen.adapters import list_loras
     from jpgen.api import generate, generate_many, load_generation
+    from jpgen.cards import ModelCard, accept_terms, model_cards
     from jpgen.catalog import load_catalog
     from jpgen.errors import (
         Cancelled,
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from jpgen.evaluate.cases import Arm, Case
+    from jpgen.evaluate.compare import compare
+    from jpgen.evaluate.scorer import ImageTextScorer, open_scorer
+    from jpgen.evaluate.scores import clip_score, retrieve, zero_shot
     from jpgen.evolve.live import LiveMerge
     from jpgen.merged import write_merge
     from jpgen.metadata import Settings, file_name, parse_parameters, picture_name, read_settings
     from jpgen.pictures import read_picture
     from jpgen.pipeline import Pipeline
     from jpgen.prompt import Lexicon, Style, Wildcards, apply_style, load_lexicon, load_styles, normalize
+    from jpgen.translate import open_translator
     from jpgen.types import (
         AdapterInfo,
         Conditioning,
@@ -54,17 +60,23 @@ if TYPE_CHECKING:
 _HOMES = {
     "jpgen.adapters": ("list_loras",),
     "jpgen.api": ("generate", "generate_many", "load_generation"),
+    "jpgen.cards": ("ModelCard", "accept_terms", "model_cards"),
     "jpgen.catalog": ("load_catalog",),
     "jpgen.errors": (
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
     ),
+    "jpgen.evaluate.scorer": ("ImageTextScorer", "open_scorer"),
+    "jpgen.evaluate.scores": ("clip_score", "retrieve", "zero_shot"),
     "jpgen.evolve.live": ("LiveMerge",),
     "jpgen.merged": ("write_merge",),
     "jpgen.metadata": ("Settings", "file_name", "parse_parameters", "picture_name", "read_settings"),
     "jpgen.pictures": ("read_picture",),
+    "jpgen.evaluate.cases": ("Arm", "Case"),
+    "jpgen.evaluate.compare": ("compare",),
     "jpgen.pipeline": ("Pipeline",),
     "jpgen.prompt": ("Lexicon", "Style", "Wildcards", "apply_style", "load_lexicon", "load_styles", "normalize"),
+    "jpgen.translate": ("open_translator",),
     "jpgen.types": (
         "AdapterInfo", "Conditioning", "ConditioningSpec", "Control", "Edit", "Generation", "InitImage", "ModelInfo", "Prompt", "SamplingConfig",
         "Step",
@@ -74,12 +86,15 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdapterInfo",
+    "Arm",
     "Cancelled",
+    "Case",
     "Conditioning",
     "ConditioningSpec",
     "Control",
     "Edit",
     "Generation",
+    "ImageTextScorer",
     "IncompatibleError",
     "InitImage",
     "JpgenError",
@@ -88,6 +103,7 @@ __all__ = [
     "LiveMerge",
     "MetadataError",
     "MissingExtraError",
+    "ModelCard",
     "ModelInfo",
     "OutputError",
     "Pipeline",
@@ -104,7 +120,10 @@ __all__ = [
     "UnknownNameError",
     "WeightsError",
     "Wildcards",
+    "accept_terms",
     "apply_style",
+    "clip_score",
+    "compare",
     "file_name",
     "generate",
     "generate_many",
@@ -113,12 +132,17 @@ __all__ = [
     "load_generation",
     "load_lexicon",
     "load_styles",
+    "model_cards",
     "normalize",
+    "open_scorer",
+    "open_translator",
     "parse_parameters",
     "picture_name",
     "read_picture",
     "read_settings",
+    "retrieve",
     "write_merge",
+    "zero_shot",
 ]
 
 

@@ -10,19 +10,25 @@ from jpgen.adapters import Loras
 from jpgen.errors import MetadataError
 from jpgen.metadata import read_settings
 from jpgen.pictures import UPSCALE_STRENGTH, Sources
-from jpgen.pipeline import DEFAULT_MODEL, Pipeline
-from jpgen.types import Control, Generation, InitImage, StepCallback, require_seed
+from jpgen.pipeline import DEFAULT_MODEL, PAIRING, Pipeline
+from jpgen.types import AdapterInfo, Control, Generation, InitImage, StepCallback, require_seed
 
 
 @lru_cache(maxsize=1)
-def open_pipeline(model: str | Path = DEFAULT_MODEL, vae: str | Path | None = None, optimize: bool = False) -> Pipeline:
-    """The pipeline of this model (a name, a folder, a file), with this autoencoder in the place of its own, kept open for the next call."""
-    return Pipeline(model, vae=vae, optimize=optimize)
+def open_pipeline(
+    model: str | Path = DEFAULT_MODEL, vae: str | Path | None = None, optimize: bool = False, adapter: str | Path | None = None, route: str = "auto"
+) -> Pipeline:
+    """The pipeline of this model (a name, a folder, a file), with what is given in the place of its own parts, kept open for the next call."""
+    return Pipeline(model, vae=vae, optimize=optimize, adapter=adapter, route=route)
 
 
-def opened(model: str | Path, *, vae: str | Path | None = None, translator: str | Path | None = None, optimize: bool = False) -> Pipeline:
-    """What `open_pipeline` keeps open of this model and autoencoder, with a translator if there is to be one."""
-    pipeline = open_pipeline(model) if vae is None and not optimize else open_pipeline(model, vae, optimize)
+def opened(
+    model: str | Path, *, vae: str | Path | None = None, translator: str | Path | None = None, adapter: str | Path | None = None, route: str = "auto",
+    optimize: bool = False,
+) -> Pipeline:  # fmt: skip
+    """What `open_pipeline` keeps open of this model and its parts, with a translator if there is to be one."""
+    given = (vae, optimize, adapter, "auto" if translator is not None and route == "translate" else route)
+    pipeline = open_pipeline(model) if given == (None, False, None, "auto") else open_pipeline(model, *given)
     return pipeline if translator is None else pipeline.with_translator(translator)
 
 
@@ -41,6 +47,8 @@ def generate(
     clip_skip: int | None = None,
     normalize: bool = True,
     translator: str | Path | None = None,
+    adapter: str | Path | None = None,
+    route: str = "auto",
     loras: Loras | None = None,
     on_step: StepCallback | None = None,
     init: InitImage | None = None,
@@ -52,13 +60,14 @@ def generate(
 ) -> Generation:
     """One picture of a Japanese (or English) prompt by a model of the catalogue; see `Pipeline.generate`.
 
-    `translator` (a name of the catalogue, a local folder) puts it into English for a model that reads no Japanese.
+    `translator` (a name of the catalogue, a local folder) puts it into English for a model that reads no Japanese; `adapter` (a file of `jpgen train
+    adapter`) pairs a Japanese encoder with it. `route` is one of `jpgen.routes.ROUTES`.
 
     >>> from jpgen import generate
     >>> generate("夕焼けの海に浮かぶ赤い船", seed=1).image.size
     (256, 256)
     """
-    pipeline = opened(model, vae=vae, translator=translator)
+    pipeline = opened(model, vae=vae, translator=translator, adapter=adapter, route=route)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
     )
@@ -84,6 +93,8 @@ def generate_many(
     clip_skip: int | None = None,
     normalize: bool = True,
     translator: str | Path | None = None,
+    adapter: str | Path | None = None,
+    route: str = "auto",
     loras: Loras | None = None,
     on_step: StepCallback | None = None,
     init: InitImage | None = None,
@@ -93,13 +104,13 @@ def generate_many(
     upscale_strength: float = UPSCALE_STRENGTH,
     vae: str | Path | None = None,
 ) -> list[Generation]:
-    """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many` and, for `translator`, `generate`.
+    """`count` pictures of each prompt by a model of the catalogue; see `Pipeline.generate_many` and, for the routes, `generate`.
 
     >>> from jpgen import generate_many
     >>> [g.seed for g in generate_many(["猫", "犬"], seed=5, count=2, steps=1)]
     [5, 6, 5, 6]
     """
-    pipeline = opened(model, vae=vae, translator=translator)
+    pipeline = opened(model, vae=vae, translator=translator, adapter=adapter, route=route)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip
     )
@@ -110,8 +121,9 @@ def generate_many(
 
 
 def load_generation(
-    path: str | Path, *, model: str | None = None, init: InitImage | None = None, controls: Sequence[Control] = (), vae: str | Path | None = None
-) -> Generation:
+    path: str | Path, *, model: str | None = None, init: InitImage | None = None, controls: Sequence[Control] = (), vae: str | Path | None = None,
+    adapter: str | Path | None = None,
+) -> Generation:  # fmt: skip
     """Make the picture of a file again from the settings inside it, by the same model (or `model`): the very same picture.
 
     What it was made from besides words must be given again, the same pictures and nets (their strengths are in the file). Raises MetadataError if the
@@ -120,7 +132,8 @@ def load_generation(
     """
     settings = read_settings(Path(path))
     given = Sources(init, tuple(controls)).repeating(settings.inputs)
-    pipeline = opened(model or settings.model, vae=vae)
+    pipeline = opened(model or settings.model, vae=vae, adapter=adapter)
+    require_pairing(pipeline, settings.adapters, path)
     if model is None and pipeline.info.weights_hash != settings.weights_hash:
         raise MetadataError(
             f"{path} を作った {settings.model}@{settings.revision} の重みは今のもの（@{pipeline.info.revision}）と違います。"
@@ -134,5 +147,16 @@ def load_generation(
     config = settings.config.validated(pipeline.backbone.size_multiple)
     sources = given.checked(config, pipeline.backbone)
     (prompt,), adapters = pipeline._adapters.named([settings.prompt], {})
-    pipeline._adapters.require_same(prompt, adapters, settings.adapters, path)
+    pipeline._adapters.require_same(prompt, adapters, [one for one in settings.adapters if one.kind != PAIRING], path)
     return pipeline._batch([prompt], config, [require_seed(settings.seed)], None, adapters, sources, settings.inputs)[0]
+
+
+def require_pairing(pipeline: Pipeline, told: Sequence[AdapterInfo], picture: str | Path) -> None:
+    """Raise MetadataError unless the adapter behind the encoder is the one that a picture tells of, or neither has one."""
+    wanted = next((one for one in told if one.kind == PAIRING), None)
+    if wanted != pipeline.pairing:
+        name, got = (f"{one.name} ({one.hash})" if one else "なし / none" for one in (wanted, pipeline.pairing))
+        raise MetadataError(
+            f"{picture} のアダプタは {name} です。adapter= で渡してください（渡されたのは {got}） / made with the adapter {name}, got {got}: pass "
+            "the same one as adapter="
+        )

@@ -33,11 +33,15 @@ FAMILY_DEFAULT = {
     "flux": SamplingConfig(width=1024, height=1024, steps=28, guidance_scale=3.5, scheduler="own"),
     "diffusers": SamplingConfig(width=1024, height=1024, steps=25, guidance_scale=5.0, scheduler="own"),
     **dict.fromkeys(("marian", "causal"), SamplingConfig(width=0, height=0, steps=0, guidance_scale=0.0, scheduler="")),
+    "clip": SamplingConfig(width=0, height=0, steps=0, guidance_scale=0.0, scheduler=""),
 }
 """The families, each with the settings that are common for it: what a row of the catalogue does not state comes from here."""
 
 TRANSLATORS = ("marian", "causal")
 """Families that translate and draw nothing (their settings are none); each is a file in jpgen/translate."""
+
+SCORERS = ("clip",)
+"""Families that compare pictures with texts and draw nothing (jpgen.evaluate)."""
 
 COMMERCIAL = ("yes", "no", "ask")
 ROUTES = ("native", "adapter", "translate")
@@ -218,7 +222,7 @@ def _assumed(table: Mapping[str, Any], settings: Mapping[str, Any], default: Sam
         return []
     told = [key for key in ("width", "height", "steps", "guidance_scale", "scheduler") if key not in settings]
     lines = []
-    if told and table["family"] not in TRANSLATORS:
+    if told and table["family"] not in (*TRANSLATORS, *SCORERS):
         values = ", ".join(f"{key}={getattr(default, key)}" for key in told)
         lines.append(f"既定の設定 {values} は {table['family']} で普通の値 / settings common for the family, not from the model's own page")
     if table.get("repo") and table.get("revision", LATEST) == LATEST:

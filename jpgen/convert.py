@@ -15,8 +15,10 @@ from jpgen.backbones.configs import flux_config, pixart_config
 from jpgen.backbones.unet import SCHEDULE
 from jpgen.encoders.single_file import clip_config
 from jpgen.errors import OutputError, SettingError, WeightsError
-from jpgen.merge.files import ONLY_SINGLE, Tensors, joined, require_space, standard_order, write_tensors
+from jpgen.merge.files import Tensors, joined, require_space, standard_order, write_tensors
 from jpgen.merge.keys import FAMILIES, Headers, KeySpace, Moved, canonical, key_space, single
+from jpgen.merge.names import is_aside
+from jpgen.merge.sources import ONLY_SINGLE
 from jpgen.safety import check_safetensors, read_json
 
 LAYOUTS = ("diffusers", "single")
@@ -97,14 +99,7 @@ def _write_folder(source: Path, output: Path, tensors: Tensors, plan: Mapping[st
         raise SettingError(f"{source}: 変換ずみの形式です / is named as in diffusers already: nothing to convert")
     if (output.is_dir() and any(output.iterdir())) or output.is_file():
         raise OutputError(f"{output} は空ではありません / {output} is there and not empty: name a new folder")
-    parts: dict[str, dict[str, Moved]] = {}
-    kept: dict[str, Moved] = {}
-    for name, moved in plan.items():
-        component, _, inner = name.partition(".")
-        if component == "extra" or inner.endswith("position_ids"):
-            kept[name] = moved
-        else:
-            parts.setdefault(component, {})[inner] = moved
+    parts, kept = _parts(plan)
     configs = _configs(source, tensors.headers, parts, space.family)
     (metadata,) = tensors.metadata.values()
     note: dict[str, Any] = {"metadata": dict(metadata), "family": space.family}
@@ -120,13 +115,7 @@ def _write_folder(source: Path, output: Path, tensors: Tensors, plan: Mapping[st
             note["order"] = order
         if kept or "order" in note or metadata != {"format": "pt"} or space.family.endswith("-prefixed"):
             write_tensors(partial / ONLY_SINGLE, kept, tensors.read, metadata={"format": "pt", NOTE: json.dumps(note, ensure_ascii=False)})
-        for place, config in configs.items():
-            (partial / place).parent.mkdir(parents=True, exist_ok=True)
-            (partial / place).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        for component in parts:
-            if component.startswith("text_encoder"):
-                tokenizer = _text(source, parts[component], component, space.family)[1]
-                tokenizer.inner.save_pretrained(partial / component.replace("text_encoder", "tokenizer"))
+        _write_beside(source, partial, parts, configs, space.family)
         os.replace(partial, output)
     except OSError as error:
         if isinstance(error, OutputError):
@@ -135,6 +124,48 @@ def _write_folder(source: Path, output: Path, tensors: Tensors, plan: Mapping[st
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def furnish(source: Path, folder: Path) -> None:
+    """Write what the single file `source` needs as a folder into one that has weights of it: configs, a scheduler's settings, tokenizers.
+
+    Where components of the file are not there, neither are configs of the whole. Raises WeightsError for a file that no configs can be told of.
+    """
+    headers = check_safetensors(source).tensors
+    space = key_space(headers)
+    parts, _ = _parts(canonical(headers))
+    there = {component: own for component, own in parts.items() if (folder / component).is_dir()}
+    configs = {
+        place: config
+        for place, config in _configs(source, headers, parts, space.family).items()
+        if len(there) == len(parts) or place.partition("/")[0] in there
+    }
+    _write_beside(source, folder, there, configs, space.family)
+
+
+def _parts(plan: Mapping[str, Moved]) -> tuple[dict[str, dict[str, Moved]], dict[str, Moved]]:
+    """The tensors of each component by their names in it, and those that only the single file has."""
+    parts: dict[str, dict[str, Moved]] = {}
+    kept: dict[str, Moved] = {}
+    for name, moved in plan.items():
+        component, _, inner = name.partition(".")
+        if is_aside(name):
+            kept[name] = moved
+        else:
+            parts.setdefault(component, {})[inner] = moved
+    return parts, kept
+
+
+def _write_beside(
+    source: Path, folder: Path, parts: Mapping[str, Mapping[str, Moved]], configs: Mapping[str, Mapping[str, Any]], family: str
+) -> None:
+    for place, config in configs.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    for component in parts:
+        if component.startswith("text_encoder"):
+            tokenizer = _text(source, parts[component], component, family)[1]
+            tokenizer.inner.save_pretrained(folder / component.replace("text_encoder", "tokenizer"))
 
 
 def _configs(source: Path, headers: Headers, parts: Mapping[str, Mapping[str, Moved]], family: str) -> dict[str, dict[str, Any]]:
@@ -193,4 +224,4 @@ def _pipeline(source: Path, family: str, parts: Mapping[str, Mapping[str, Any]])
     return {"scheduler/scheduler_config.json": scheduler, "model_index.json": index}
 
 
-__all__ = ["LAYOUTS", "convert"]
+__all__ = ["LAYOUTS", "convert", "furnish"]

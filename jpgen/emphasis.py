@@ -60,6 +60,14 @@ class TokenEncoder(Protocol):
 
 
 @runtime_checkable
+class SpanEncoder(Protocol):
+    """A text encoder that weighs spans by itself (one behind which an adapter stands)."""
+
+    def encode_spans(self, prompts: Sequence[Sequence[tuple[str, float]]], mode: str) -> Conditioning:
+        """Conditioning of prompts given as spans, one row each, their weights acting as `mode` says."""
+
+
+@runtime_checkable
 class PooledEncoder(Protocol):
     """A token encoder whose pooled state comes of the whole text by another model, with other tokens (FLUX: CLIP beside T5)."""
 

@@ -115,7 +115,10 @@ def _lora_variant(shapes: Shapes) -> str:
     return "unknown"
 
 
-LORA = r"\.lora_(down|up|A|B)\.|[._]lora[._](down|up)\.|\.lora_linear_layer\.|hada_w1_a|lokr_w[12]|\.(alpha|dora_scale|diff|diff_b|w_norm|b_norm)$"
+LORA = (
+    r"\.lora_(down|up|A|B)\.|[._]lora[._](down|up)\.|\.lora_linear_layer\.|hada_w1_a|lokr_w[12]|"
+    r"\.(alpha|dora_scale|diff|diff_b|w_norm|b_norm|oft_blocks|on_input)$"
+)
 
 FILES: tuple[tuple[str, Callable[[Shapes], bool], str | Callable[[Shapes], str]], ...] = (
     ("lora", _any(LORA), _lora_variant),

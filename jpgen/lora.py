@@ -1,13 +1,15 @@
 """Adapter files into deltas: what each module's weight gains, dense and in fp32, by the formula of the adapter's paper.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685); LoCon, its twin for convolutions, LoHa and LoKr (Yeh et al. 2023, arXiv 2309.14859); DoRA (Liu et al. 2024,
-arXiv 2402.09353); whole deltas. Names of kohya's scripts, LyCORIS, diffusers and peft are read; which modules they mean is for `jpgen.lora_modules`.
+arXiv 2402.09353); whole deltas; the kinds of `jpgen.lora_relative`. Names of kohya's scripts, LyCORIS, diffusers and peft are read; which modules
+they mean is for `jpgen.lora_modules`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -20,17 +22,20 @@ from torch import Tensor
 
 from jpgen.errors import WeightsError
 from jpgen.layout import Layout, recognise
+from jpgen.lora_relative import GLORA, IA3, OFT, RELATIVE, relative_delta, relative_shape, suits
 from jpgen.safety import Header, check_safetensors
 from jpgen.weights import load_weights
+
+log = logging.getLogger("jpgen")
 
 DENOISER = "denoiser"
 """The part that is a U-Net or a transformer; the others are `text_encoder`, `text_encoder_2` …"""
 
 PREFIXES = (
-    ("lora_unet_", DENOISER), ("lora_transformer_", DENOISER), ("lycoris_", DENOISER), ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"),
-    ("lora_te3_", "text_encoder_3"), ("lora_te_", "text_encoder"), ("text_encoder_2.", "text_encoder_2"), ("text_encoder_3.", "text_encoder_3"),
-    ("text_encoder.", "text_encoder"), ("unet.", DENOISER), ("transformer.", DENOISER), ("diffusion_model.", DENOISER),
-    ("model.diffusion_model.", DENOISER), ("base_model.model.", ""),
+    ("lora_unet_", DENOISER), ("lora_transformer_", DENOISER), ("lycoris_", DENOISER), ("oft_unet_", DENOISER), ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"), ("lora_te_", "text_encoder"), ("text_encoder_2.", "text_encoder_2"),
+    ("text_encoder_3.", "text_encoder_3"), ("text_encoder.", "text_encoder"), ("unet.", DENOISER), ("transformer.", DENOISER),
+    ("diffusion_model.", DENOISER), ("model.diffusion_model.", DENOISER), ("base_model.model.", ""),
 )  # fmt: skip
 """What names begin with, and the part it means ("": says nothing); a name without is of the denoiser."""
 
@@ -40,10 +45,11 @@ FACTORS = (
     (r"\.lora_A(?:\.default)?\.weight", "lora_down"), (r"\.lora_B(?:\.default)?\.weight", "lora_up"), (r"\.lora_B(?:\.default)?\.bias", "lora_bias"),
     (r"[._]lora\.(up|down)\.weight", r"lora_\1"), (r"\.lora_linear_layer\.(up|down)\.weight", r"lora_\1"),
     (r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?", "magnitude"),
+    (r"\.(oft_blocks|rescale|ia3|on_input)", r"\1"), (r"\.([ab][12])\.weight", r"glora_\1"),
 )  # fmt: skip
 """How names of tensors end, and the factor of which formula that is."""
 
-KINDS = ("LoRA", "LoCon", "LoHa", "LoKr", "DoRA", "diff")
+KINDS = ("LoRA", "LoCon", "LoHa", "LoKr", "DoRA", "OFT", "BOFT", "IA3", "GLoRA", "diff")
 
 LORA, LOHA = ({"lora_up", "lora_down"}, {"lora_mid"}), ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"})
 SIDE = {"alpha", "dora_scale", "magnitude", "diff_b", "lora_bias"}
@@ -73,7 +79,7 @@ class Change:
         return bool(self.factors.keys() & {"diff_b", "lora_bias"})
 
     def shape(self) -> tuple[int, ...]:
-        """The shape of the delta, computed without its values; raises WeightsError if the factors do not fit each other."""
+        """The shape of the delta, or what is known of it (OFT: [out]), without its values; raises WeightsError if factors do not fit each other."""
         made = _shape({name: tuple(tensor.shape) for name, tensor in self.factors.items()})
         if made is None:
             told = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(self.factors.items()))
@@ -84,14 +90,18 @@ class Change:
         """Whether it is for a weight of this shape."""
         if not self.changes_weight:
             return True
+        if self.factors.keys() & RELATIVE:
+            return suits(self.factors, tuple(weight.shape))
         made = self.shape()
         fits = bool(made) and made[0] == weight.shape[0] and math.prod(made) == weight.numel()
         magnitude = self.factors.get("magnitude", self.factors.get("dora_scale"))
         return fits and (magnitude is None or magnitude.numel() in weight.shape[:2])
 
     def delta(self, weight: Tensor) -> Tensor:
-        """ΔW, fp32, of the shape and on the device of `weight` (its own values count for DoRA alone)."""
+        """ΔW, fp32, of the shape and on the device of `weight` (its own values count for DoRA and `lora_relative`)."""
         factors = {name: tensor.to(weight.device, torch.float32) for name, tensor in self.factors.items()}
+        if factors.keys() & RELATIVE:
+            return relative_delta(weight.float(), factors, self.scale)
         made = self._product(factors).reshape(weight.shape)
         if "magnitude" in factors or "dora_scale" in factors:
             return _decomposed(weight.float(), made, factors)
@@ -151,6 +161,8 @@ def _shape(f: Mapping[str, Shape]) -> Shape | None:
     """The shape of the product of factors of these shapes, None if they have none. (torch's meta device would tell, but takes seconds to start.)"""
     if "diff" in f:
         return f["diff"]
+    if f.keys() & RELATIVE:
+        return relative_shape(f)
     if "lora_up" in f:
         return _product_shape(_flat(f["lora_up"]), f["lora_down"], f.get("lora_mid"))
     if "hada_w1_a" in f:
@@ -210,8 +222,8 @@ class Adapter:
         return "sd" if self.layout.variant in ("sd1", "sd2") else self.layout.variant
 
 
-def read_adapter(path: Path) -> Adapter:
-    """The adapter in a `.safetensors` file, whole or not at all; its tensors are mapped and take no memory.
+def read_adapter(path: Path, *, allow_unknown: bool = False) -> Adapter:
+    """The adapter in a `.safetensors` file, whole or not at all; its tensors are mapped and take no memory. Unknown names may be passed over.
 
     Raises WeightsError for a pickle, a damaged file, what is no adapter, names of unknown endings, factors that are missing, do not fit each other or
     are not finite: all of them named in one message.
@@ -220,17 +232,23 @@ def read_adapter(path: Path) -> Adapter:
     if layout.kind != "lora":
         raise WeightsError(f"{path} は LoRA ではありません / {path} is no LoRA but {layout.kind} of {layout.variant}")
     grouped: dict[tuple[str, str], dict[str, Tensor]] = {}
-    unknown = []
-    for name, tensor in load_weights(path, None).items():
-        split = _split(name)
+    unknown, doubled = [], []
+    tensors = load_weights(path, None)
+    gains = {name.removesuffix("on_input") + "weight" for name in tensors if name.endswith(".on_input")}  # IA³ calls them so
+    for name, tensor in tensors.items():
+        split = _split(name.removesuffix("weight") + "ia3" if name in gains else name)
         if split is None:
             unknown.append(name)
         else:
             part, module, factor = split
             factors = grouped.setdefault((part, module), {})
             if factor in factors:
-                unknown.append(f"{name} (there twice, by two names)")
+                doubled.append(f"{name} (there twice, by two names)")
             factors[factor] = tensor
+    if unknown and allow_unknown:
+        log.warning("%s: 読み飛ばしたキー / %d keys passed over: %s", path, len(unknown), some(unknown))
+        unknown = []
+    unknown += doubled
     if unknown:
         raise WeightsError(
             f"{path}: 読み方の分からないキーが {len(unknown)} 個あります / {len(unknown)} keys of an unknown kind of adapter: {some(unknown)}; "
@@ -288,8 +306,9 @@ def _fault(module: str, f: Mapping[str, Tensor]) -> str:
     """What is wrong with the factors of a module, "" if nothing is."""
     have = set(f) - SIDE
     lacks: set[str] = set()
-    if have & LORA[0] or have & LOHA[0]:
-        needs, may = LORA if have & LORA[0] else LOHA
+    known = next((rule for rule in (LORA, LOHA, OFT, IA3, GLORA) if have & rule[0]), None)
+    if known is not None:
+        needs, may = known
         lacks = needs - have
         if {"hada_t1", "hada_t2"} & have:
             lacks |= {"hada_t1", "hada_t2"} - have
@@ -305,16 +324,15 @@ def _fault(module: str, f: Mapping[str, Tensor]) -> str:
         return f"{module} has {', '.join(sorted(f))} and no factors"
     if lacks or have:
         return f"{module} lacks {', '.join(sorted(lacks))}" if lacks else f"{module} has {', '.join(sorted(have))} besides"
-    bad = [name for name, tensor in f.items() if not tensor.is_floating_point() and name != "alpha"]
+    bad = [name for name, tensor in f.items() if not tensor.is_floating_point() and name not in ("alpha", "on_input")]
     bad += [name for name, tensor in f.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all())]
-    if "alpha" in f and f["alpha"].numel() != 1:
-        bad.append("alpha")
+    bad += [name for name in ("alpha", "on_input") if name in f and f[name].numel() != 1]
     return f"{module}: {', '.join(bad)} not finite numbers" if bad else ""
 
 
 def _scale(part: str, module: str, f: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
     """α/rank; 1 where the file tells no α, and for LoKr of two whole factors. α/√rank where peft's configuration says so (rsLoRA)."""
-    ranked = [f[name].shape[0] for name in ("lora_down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if name in f]
+    ranked = [f[name].shape[0] for name in ("lora_down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b", "glora_a2") if name in f]
     if not ranked or not ranked[0]:
         return 1.0
     rank = float(ranked[0])

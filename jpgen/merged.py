@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jpgen import models
-from jpgen.catalog import LATEST, TRANSLATORS, Entry, find_model, load_catalog
+from jpgen.catalog import LATEST, SCORERS, TRANSLATORS, Entry, find_model, load_catalog
 from jpgen.errors import IncompatibleError, WeightsError
 from jpgen.merge.reading import load_recipe
 from jpgen.merge.recipe import Lora, Model, Recipe
@@ -36,6 +36,8 @@ def open_model(name: str | Path, *, on_progress: Progress | None = None) -> Entr
     entry = load_catalog().get(str(name))
     if entry and entry.family in TRANSLATORS:
         raise IncompatibleError(f"{entry.name} は翻訳モデルで、絵は描きません / {entry.name} is a translator: give it as translator")
+    if entry and entry.family in SCORERS:
+        raise IncompatibleError(f"{entry.name} は採点するモデルで、絵は描きません / {entry.name} scores pictures: use jpgen.zero_shot")
     if entry is None or not is_recipe(entry):
         return models.open_model(name, on_progress=on_progress)
     recipe = load_recipe(str(entry.parts["recipe"]))

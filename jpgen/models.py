@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jpgen.catalog import LATEST, TRANSLATORS, Entry, find_model, load_catalog, xdg_folder
+from jpgen.catalog import LATEST, SCORERS, TRANSLATORS, Entry, find_model, load_catalog, xdg_folder
 from jpgen.errors import IncompatibleError, LicenseError, OutputError, UnknownNameError, WeightsError
 from jpgen.safety import sha256_of
 
@@ -213,7 +213,7 @@ def _inside(place: Path, name: str, entry: Entry) -> Path:
 
 def _with_encoder(entry: Entry) -> Entry:
     """The entry with the encoder its files want, where the catalogue leaves that to them."""
-    if entry.encoder or entry.family in (TEXT_FAMILY, *TRANSLATORS):
+    if entry.encoder or entry.family in (TEXT_FAMILY, *TRANSLATORS, *SCORERS):
         return entry
     found = recognise(entry.path)
     if found.family != entry.family:

@@ -17,8 +17,10 @@ from PIL import Image
 
 from jpgen.adapters import Adapters, Loras, total_weights
 from jpgen.backbones import load_backbone
-from jpgen.emphasis import TokenEncoder
+from jpgen.emphasis import SpanEncoder, TokenEncoder
 from jpgen.encoders import load_encoder
+from jpgen.encoders.adapted import load_adapted
+from jpgen.encoders.pairing import read_spec, require_backbone
 from jpgen.encoders.remembered import Asked, Remembered
 from jpgen.english import in_english, open_english
 from jpgen.errors import IncompatibleError, PromptError, SettingError
@@ -29,8 +31,11 @@ from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlar
 from jpgen.prompt.chain import normalize as normalized
 from jpgen.prompt.syntax import parse_attention
 from jpgen.protocols import Backbone, TextBackbone, TextEncoder, Translator
+from jpgen.routes import choose_route
+from jpgen.safety import sha256_of
 from jpgen.types import (
     NO_INPUTS,
+    AdapterInfo,
     Conditioning,
     Control,
     Generation,
@@ -47,6 +52,9 @@ from jpgen.types import (
 log = logging.getLogger("jpgen")
 
 DEFAULT_MODEL = "mame"
+PAIRING = "pairing"
+"""The kind of the adapter behind an encoder, beside LoRAs and embeddings."""
+
 MAX_CHARACTERS = 2000
 MAX_COUNT = 10_000
 RANDOM_SEEDS = 2**32
@@ -68,14 +76,18 @@ class Pipeline:
     vae_hash = ""
     """The hash of an autoencoder in the place of the model's own."""
 
+    pairing: AdapterInfo | None = None
+    """The adapter behind the encoder, on the route "adapter"."""
+
     def __init__(
         self, model: str | Path = DEFAULT_MODEL, *, batch_size: int = 1, vae: str | Path | None = None,
-        translator: str | Path | Translator | None = None, optimize: bool = False, lora_folder: Path | None = None,
-        embedding_folder: Path | None = None,
+        translator: str | Path | Translator | None = None, adapter: str | Path | None = None, route: str = "auto", optimize: bool = False,
+        lora_folder: Path | None = None, embedding_folder: Path | None = None,
     ) -> None:  # fmt: skip
         """Open a model of the catalogue, a local folder or a local `.safetensors` file; `optimize` compiles what CUDA gains from (nothing elsewhere).
 
-        `vae` (a folder or file) takes the place of its autoencoder; `translator` (a name, a folder or an open one) that of the one its row names.
+        `vae` (a folder or file) takes the place of its autoencoder; `translator` (a name, a folder or an open one) that of the one its row names;
+        `adapter` (a file of `jpgen train adapter`) pairs another text encoder with it. `route` is one of `jpgen.routes.ROUTES`.
         Names of LoRAs and embeddings are looked up in their folders (else $JPGEN_LORAS and $JPGEN_EMBEDDINGS, else folders in $XDG_DATA_HOME/jpgen).
 
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
@@ -85,11 +97,25 @@ class Pipeline:
         if vae is not None:
             entry, self.vae_hash = with_vae(entry, vae), file_hash(Path(vae))
         backbone = load_backbone(entry, optimize=optimize)
-        encoder = load_encoder(entry.encoder, entry.place, **entry.parts) if entry.encoder else None
         wish = translator if translator is not None else str(entry.parts["translator"]) if "translator" in entry.parts else None
-        english = open_english(wish) if wish is not None or entry.route == "translate" else None
-        self._set(encoder, backbone, info, entry.route, batch_size, english)
+        builtin = wish is None and (entry.route != "native" or route == "translate")
+        chosen = choose_route(route, entry.route, entry.name, adapter=adapter is not None, translator=builtin or bool(wish))
+        encoder: TextEncoder | None = None
+        if chosen == "adapter" and adapter is not None:
+            encoder, self.pairing = self._paired(Path(adapter), backbone)
+        elif entry.encoder:
+            encoder = load_encoder(entry.encoder, entry.place, **entry.parts)
+        untranslated = ("native" if entry.route == "native" else "raw") if chosen == "translate" else chosen
+        self._set(encoder, backbone, info, untranslated, batch_size, open_english(wish) if chosen == "translate" else None)
         self._adapters = Adapters(info.name, encoder, backbone, loras=lora_folder, embeddings=embedding_folder)
+
+    @staticmethod
+    def _paired(adapter: Path, backbone: Backbone | TextBackbone) -> tuple[TextEncoder, AdapterInfo]:
+        """The encoder that an adapter file names, behind it the adapter, and what a picture says of it."""
+        if isinstance(backbone, TextBackbone):
+            raise IncompatibleError(f"{backbone.name} は文をそのまま読みます / {backbone.name} reads texts itself: no adapter fits it")
+        require_backbone(read_spec(adapter)[0], backbone.spec, backbone.name)
+        return load_adapted(adapter), AdapterInfo(PAIRING, adapter.stem, sha256_of(adapter)[:10])
 
     @classmethod
     def from_parts(
@@ -265,9 +291,14 @@ class Pipeline:
         seconds = (time.perf_counter() - began) / len(prompts)
         encoder = self.encoder.name if self.encoder else self.backbone.name
         return [
-            Generation(image, prompt, config, seed, self.info, encoder, self._taken(prompt), seconds, self._adapters.infos(prompt, adapters), inputs)
+            Generation(image, prompt, config, seed, self.info, encoder, self._taken(prompt), seconds, self._used(prompt, adapters), inputs)
             for image, prompt, seed in zip(images, prompts, seeds, strict=True)
         ]
+
+    def _used(self, prompt: Prompt, adapters: Mapping[str, Adapter]) -> tuple[AdapterInfo, ...]:
+        """What a picture of this prompt says of LoRAs, embeddings and the adapter behind the encoder."""
+        own = () if self.pairing is None else (self.pairing,)
+        return (*self._adapters.infos(prompt, adapters), *own)
 
     def _sampled(
         self, prompts: Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int], on_step: StepCallback | None, sources: Sources
@@ -323,7 +354,7 @@ class Pipeline:
         encoder, on = self._adapters.encoder_for(prompts, config.clip_skip), self._adapters.on
         if encoder is None:
             raise IncompatibleError(f"{self.backbone.name}: エンコーダがありません / has no text encoder: open it with one")
-        if not isinstance(encoder, TokenEncoder):
+        if not isinstance(encoder, TokenEncoder | SpanEncoder):
             self._warn_of_weights(prompts)
         wanted = [Asked(prompt.spans or ((prompt.text, 1.0),), prompt.text, on) for prompt in prompts]
         unwanted = [Asked(tuple(parse_attention(prompt.negative)), _said(prompt.negative), on) for prompt in prompts] if guided else []

@@ -18,7 +18,8 @@ from jpgen.convert import convert
 from jpgen.encoders.single_file import read_clip
 from jpgen.errors import OutputError, SettingError, WeightsError
 from jpgen.layout import recognise
-from jpgen.merge.files import ONLY_SINGLE, Tensors
+from jpgen.merge.files import Tensors
+from jpgen.merge.sources import ONLY_SINGLE
 from tests.toys import diffusion_transformers as dit
 from tests.toys import stable_diffusion as sd
 

@@ -39,10 +39,10 @@ def test_commands_of_readme_run(command: str, tmp_path: Path, monkeypatch: pytes
 
 
 MODULES = (
-    "jpgen", "jpgen.api", "jpgen.catalog", "jpgen.compute", "jpgen.emphasis", "jpgen.hub", "jpgen.models", "jpgen.pipeline", "jpgen.safety",
-    "jpgen.types", "jpgen.evaluate.judge", "jpgen.prompt.chain", "jpgen.prompt.fullwidth",
-    "jpgen.prompt.scan", "jpgen.prompt.schedule", "jpgen.prompt.styles", "jpgen.prompt.syntax", "jpgen.prompt.tags", "jpgen.prompt.variants",
-    "jpgen.prompt.wildcards", "jpgen.prompts",
+    "jpgen", "jpgen.api", "jpgen.cards", "jpgen.catalog", "jpgen.compute", "jpgen.emphasis", "jpgen.english", "jpgen.evolve.live", "jpgen.hub",
+    "jpgen.models", "jpgen.pipeline", "jpgen.routes", "jpgen.safety", "jpgen.types", "jpgen.evaluate.judge", "jpgen.prompt.chain",
+    "jpgen.prompt.fullwidth", "jpgen.prompt.scan", "jpgen.prompt.schedule", "jpgen.prompt.styles", "jpgen.prompt.syntax", "jpgen.prompt.tags",
+    "jpgen.prompt.variants", "jpgen.prompt.wildcards", "jpgen.prompts",
 )
 
 

@@ -245,7 +245,7 @@ def test_the_hash_is_that_of_the_tensor_data(tmp_path: Path) -> None:
         ({"m.lokr_w1": (2, 2), "m.lokr_w2_a": (4, 2), "m.lokr_w2_b": (3, 4)}, "do not fit each other"),
         ({"m.lokr_w1": (4,), "m.lokr_w2": (4, 4)}, "do not fit each other"),
         ({"m.lora_up.weight": (8,), "m.lora_down.weight": (2, 4)}, "do not fit each other"),
-        ({"m.lora_up.weight": (8, 2), "m.lora_down.weight": (2, 6), "m.oft_blocks": (8, 2), "z.glow": (1,)}, "2 keys of an unknown kind.*oft_blocks"),
+        ({"m.lora_up.weight": (8, 2), "m.lora_down.weight": (2, 6), "m.oft_diag": (8, 2), "z.glow": (1,)}, "2 keys of an unknown kind.*oft_diag"),
         ({"a.b": (2, 2)}, "unknown layout"),
     ],
 )

@@ -19,7 +19,7 @@ from jpgen.backbones.packing import packing
 from jpgen.backbones.passes import is_guided, passes
 from jpgen.backbones.preview import Preview, load_tiny
 from jpgen.backbones.schedulers import make_scheduler
-from jpgen.backbones.starting import begin, make_start, paste
+from jpgen.backbones.starting import begin, encode, make_start, paste, to_pixels
 from jpgen.backbones.tiling import tiles_if_large
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, WeightsError
@@ -88,7 +88,7 @@ class PixArtBackbone:
             start = make_start(init, config, pipeline.vae, generators, factor=factor)
             kept, total = start.init, start.steps
             if not total:
-                return paste(self._decode(start.clean.to(pipeline.vae.device)), kept)
+                return paste(self.decode(start.clean.to(pipeline.vae.device)), kept)
             noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps))
         tokens, mask, negative_tokens, negative_mask = (value.to(pipeline._execution_device) for value in _same_length(conditioning, negative))
         guided = is_guided(config)
@@ -107,10 +107,17 @@ class PixArtBackbone:
                 guidance_scale=config.guidance_scale if guided else 1.0,
                 height=config.height, width=config.width, use_resolution_binning=False, output_type="latent", callback=after_step,
             ).images  # fmt: skip
-        return paste(self._decode(latents), kept)
+        return paste(self.decode(latents), kept)
 
-    def _decode(self, latents: Tensor) -> list[Image.Image]:
-        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents), output_type="pil")
+    @torch.inference_mode()
+    def encode(self, image: Image.Image, *, seed: int = 0) -> Tensor:
+        """Latents fp32 [1, channels, height, width] of a picture, as sampling scales them; `seed` is that of what the autoencoder samples."""
+        return encode(self._pipeline.vae, to_pixels(image.convert("RGB")), [torch.Generator().manual_seed(seed)])
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """The pictures of latents [batch, channels, height, width] as sampling scales them."""
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents.to(self._pipeline.vae.device)), output_type="pil")
         return images
 
     def _pixels(self, latents: Tensor) -> Tensor:

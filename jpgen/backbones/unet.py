@@ -56,7 +56,7 @@ class UnetBackbone:
     takes = frozenset({"init", "mask", "controls", "tile"})
 
     def __init__(
-        self, name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, schedule: dict[str, Any], default: SamplingConfig, *,
+        self, name: str, unet: UNet2DConditionModel, vae: Any, schedule: dict[str, Any], default: SamplingConfig, *,
         zeros_for_empty: bool = True, preview_vae: AutoencoderTiny | None = None,
     ) -> None:  # fmt: skip
         self.name = name
@@ -118,7 +118,7 @@ class UnetBackbone:
             start = make_start(init, config, pipeline.vae, generators, factor=factor, blend=not self.inpaints)
             kept, total = start.init, start.steps
             if not total:
-                return paste(self._decode(start.clean.to(pipeline.vae.device)), kept)
+                return paste(self.decode(start.clean.to(pipeline.vae.device)), kept)
             beside = self._beside(kept, generators) if self.inpaints else None
             noise = begin(scheduler, start, lambda scheduler: scheduler.set_timesteps(config.steps), blend=not self.inpaints)
 
@@ -140,7 +140,7 @@ class UnetBackbone:
                 guidance_scale=scale, height=config.height, width=config.width, output_type="latent",
                 callback_on_step_end=after_step, **(controlnet.arguments(controls, config, "image") if nets else {}),
             ).images  # fmt: skip
-        return paste(self._decode(latents), kept)
+        return paste(self.decode(latents), kept)
 
     def _require_text_to_image(self) -> None:
         if self.inpaints:
@@ -185,8 +185,15 @@ class UnetBackbone:
                 made[f"{prefix}pooled_prompt_embeds"] = value.pooled.to(device, self._pipeline.unet.dtype)
         return made, torch.cat(masks)
 
-    def _decode(self, latents: Tensor) -> list[Image.Image]:
-        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents), output_type="pil")
+    @torch.inference_mode()
+    def encode(self, image: Image.Image, *, seed: int = 0) -> Tensor:
+        """Latents fp32 [1, channels, height, width] of a picture, as sampling scales them; `seed` is that of what the autoencoder samples."""
+        return encode(self._pipeline.vae, to_pixels(image.convert("RGB")), [torch.Generator().manual_seed(seed)])
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """The pictures of latents [batch, channels, height, width] as sampling scales them."""
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents.to(self._pipeline.vae.device)), output_type="pil")
         return images
 
     def _pixels(self, latents: Tensor) -> Tensor:

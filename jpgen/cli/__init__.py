@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from jpgen.cli.command import explained
+from jpgen.cli.demo import demo_command
 from jpgen.cli.evolving import evolve_command
+from jpgen.cli.measuring import compare_command, score_command, train_clip_command
 from jpgen.cli.merging import merge_group
 from jpgen.cli.prompts import prompts_group
 from jpgen.cli.translating import translate_command
@@ -52,6 +54,8 @@ def main() -> None:
 @click.option("--optimize", is_flag=True, help="CUDA でコンパイルなどをする（初めの一枚は遅い） / compile on CUDA, the first picture is slow")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="プロンプトを読み解く（jpgen normalize） / read the prompt first")
 @click.option("--translator", help="英語しか読まないモデルに使う翻訳モデル（名前かフォルダ） / translator, for models of English alone")
+@click.option("--adapter", type=click.Path(path_type=Path), help="日本語エンコーダをつなぐアダプタ / an adapter of a Japanese encoder")
+@click.option("--route", default="auto", show_default=True, help="日本語の渡し方: auto native adapter translate raw / how Japanese gets there")
 @click.option("--accept-license", is_flag=True, help="モデルの利用条件を読み、承諾したことを記録する / record that you accept the model's terms")
 @click.option("--init", type=click.Path(path_type=Path), help="元にする絵 / a picture to begin from")
 @click.option("--strength", type=float, help="元の絵をどれだけ描き直すか 0〜1（既定 0.6） / how much of it is drawn anew (0.6)")
@@ -67,6 +71,7 @@ def generate_command(
     scheduler: str | None, size: str | None, count: int, emphasis: str | None, normalize: bool, translator: str | None, accept_license: bool,
     as_json: bool, loras: tuple[str, ...], clip_skip: int | None, guidance_interval: str | None, cache: str | None, optimize: bool,
     init: Path | None, strength: float | None, mask: Path | None, control: tuple[str, ...], upscale: float, tile: bool, vae: Path | None,
+    adapter: Path | None, route: str,
 ) -> None:
     """PROMPT の絵を作ります。「-」なら標準入力から一行に一つ読みます / make a picture; '-' reads a prompt a line from stdin."""
     width, height = _size(size)
@@ -86,7 +91,7 @@ def generate_command(
 
         models.accept_license(*(one for name, row in load_catalog().items() if name in (model, translator) for one in members(row)))
     start, stop = _interval(guidance_interval)
-    pipeline = opened(model, vae=vae, translator=translator, optimize=optimize)
+    pipeline = opened(model, vae=vae, translator=translator, adapter=adapter, route=route, optimize=optimize)
     sources = _sources(init, strength, mask, control, upscale, tile)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip,
@@ -154,7 +159,7 @@ def models_group(context: click.Context, as_json: bool) -> None:
 @explained
 def models_show_command(name: str, as_json: bool) -> None:
     """NAME について分かっていること。未確認のものには印を付けます / what is known of a model; what is not verified is marked."""
-    from jpgen.catalog import TRANSLATORS, find_model
+    from jpgen.catalog import SCORERS, TRANSLATORS, find_model
     from jpgen.models import license_accepted, license_page, restricted, whereabouts
     from jpgen.types import plain_data
 
@@ -163,7 +168,7 @@ def models_show_command(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**plain_data(entry), "where": where, "restricted": asked, "accepted": accepted}, ensure_ascii=False))
         return
-    settings = "" if entry.family in TRANSLATORS else " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
+    settings = "" if entry.family in (*TRANSLATORS, *SCORERS) else " ".join(f"{key}={value}" for key, value in plain_data(entry.default).items())
     terms = "" if not asked else "、承諾済み / accepted" if accepted else f"、未承諾 / not accepted: jpgen models accept {name}"
     rows = [
         ("場所 / where", f"{WHERE[where]} / {where}"),
@@ -238,6 +243,45 @@ def train_mame_command(stage: str, data: Path, out: Path, steps: int, decay: int
     mame.run_stage(stage, data, out, steps=steps, decay=decay, shards=shards)
 
 
+@train_group.command("sdxl")
+@click.option("--stage", required=True, help="tokenizer, clip, unet")
+@click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="スプライトの置き場 / sprites")
+@click.option("--latents", type=click.Path(path_type=Path), default=Path("train/mame/latents"), show_default=True, help="mame のシャード / shards")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("train/mame-sdxl"), show_default=True, help="モデルの置き場 / its folder")
+@click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
+@click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
+@explained
+def train_sdxl_command(stage: str, data: Path, latents: Path, out: Path, steps: int, decay: int) -> None:
+    """英語だけを読む小さな SDXL、mame-sdxl を学習します / train mame-sdxl, a small SDXL that reads English alone, resumable."""
+    from jpgen.train import sdxl
+
+    sdxl.run_stage(stage, data, latents, out, steps=steps, decay=decay)
+
+
+@train_group.command("adapter")
+@click.argument("recipe")
+@click.option("--encoder", default="", help="日本語を読むエンコーダのモデル / the model whose encoder reads Japanese")
+@click.option("--backbone", default="", help="英語を学んだモデル / the model that learnt English")
+@click.option("--data", type=click.Path(path_type=Path), multiple=True, help="対訳の TSV（日本語<TAB>英語、何度でも） / pairs of texts")
+@click.option("--scenes", type=click.Path(path_type=Path), help="スプライトの置き場（場面の説明文も使う） / sprites: captions of scenes, too")
+@click.option("--lexicon/--no-lexicon", default=True, show_default=True, help="辞書も使う / the lexicon, too")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("train/adapter"), show_default=True, help="置き場 / where it goes")
+@click.option("--steps", type=int, default=0, help="通算のステップ数（省くとレシピのもの） / steps in all, else the recipe's")
+@explained
+def train_adapter_command(
+    recipe: str, encoder: str, backbone: str, data: tuple[Path, ...], scenes: Path | None, lexicon: bool, out: Path, steps: int
+) -> None:
+    """日本語のエンコーダと英語のモデルをつなぐアダプタを学習します。RECIPE は同梱の名前（mame-sdxl、sdxl）か TOML / train an adapter, resumable."""
+    from jpgen.train.adapter import read_recipe, train_adapter, with_pair
+    from jpgen.train.pairs import SCENES, lexicon_pairs, read_pairs, scene_pairs
+
+    pairs = [pair for file in data for pair in read_pairs(file)]
+    pairs += lexicon_pairs() if lexicon else []
+    pairs += scene_pairs(scenes, SCENES) if scenes else []
+    sources = [*(file.name for file in data), *(["lexicon"] if lexicon else []), *(["scenes"] if scenes else [])]
+    click.echo(f"{train_adapter(with_pair(read_recipe(recipe), encoder, backbone), pairs, out, sources=sources, steps=steps)}")
+
+
 @train_group.command("judge")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="スプライトの置き場 / sprites")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/judge"), show_default=True, help="判定器の置き場 / the judge's folder")
@@ -263,7 +307,11 @@ def train_translator_command(data: Path, out: Path, steps: int, decay: int) -> N
     train_translator(data, out, steps=steps, decay=decay)
 
 
+train_group.add_command(train_clip_command)
+main.add_command(score_command)
+main.add_command(compare_command)
 main.add_command(convert_command)
+main.add_command(demo_command)
 main.add_command(evolve_command)
 main.add_command(merge_group)
 main.add_command(translate_command)

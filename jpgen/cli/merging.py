@@ -33,12 +33,13 @@ def merge_group() -> None:
 
 @merge_group.command(RUN, hidden=True)
 @click.argument("recipe")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="書き出す .safetensors / where to write")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="書き出す .safetensors かフォルダ / where to write, a file or a folder")
 @click.option("--dtype", default="", help="fp32, bf16, fp16, fp8（省くと最初のモデルの型） / type of the result (that of the first model)")
+@click.option("--layout", type=click.Choice(["single", "diffusers"]), help="書き出す形式（省くと OUTPUT の名前から） / the layout to write")
 @click.option("--threads", type=click.IntRange(1, 64), help="スレッド数（結果は変わらない） / threads; they change nothing in the result")
 @click.option("--dry-run", is_flag=True, help="確かめるだけで書かない / check and tell, write nothing")
 @explained
-def merge_run_command(recipe: str, output: Path | None, dtype: str, threads: int | None, dry_run: bool) -> None:
+def merge_run_command(recipe: str, output: Path | None, dtype: str, layout: str | None, threads: int | None, dry_run: bool) -> None:
     """RECIPE（YAML か JSON、または付属のレシピ名）で配合します / merge by a recipe: a YAML or JSON file, or the name of one that came with jpgen."""
     from jpgen.errors import OutputError
     from jpgen.merge.engine import require_other, write
@@ -48,16 +49,16 @@ def merge_run_command(recipe: str, output: Path | None, dtype: str, threads: int
     from jpgen.merged import find_input, require_terms, terms_of
 
     read = load_recipe(recipe)
-    read = replace(read, dtype=dtype) if dtype else read
+    read = replace(read, dtype=dtype or read.dtype, layout=layout or read.layout)
     if output is None and not dry_run:
         raise OutputError("書き出す先がありません / no output: say -o OUT.safetensors, or --dry-run")
     require_terms(read)
-    made = plan(read, find_input)
+    made = plan(read, find_input, output=output)
     _tell(made)
     if output is None or dry_run:
         return
     require_other(output, made)
-    click.echo(f"{write(made, output, describe(made, terms_of(read)), threads=threads)}")
+    click.echo(f"{write(made, output, describe(made, terms_of(read)), threads=threads, companions=_furnish)}")
 
 
 @merge_group.command("verify")
@@ -97,6 +98,12 @@ def merge_methods_command(as_json: bool) -> None:
             told = "true/false" if one.flag else f"{one.range.low:g}…{one.range.high:g}{' each' if one.each else ''}"
             numbers.append(f"{name}: {told}{default}")
         click.echo(f"{method.name} ({method.inputs}){': ' if numbers else ''}{', '.join(numbers)}\n  {method.about}")
+
+
+def _furnish(file: Path, folder: Path) -> None:
+    from jpgen.convert import furnish  # here: it loads diffusers
+
+    furnish(file, folder)
 
 
 def _tell(made: Plan) -> None:

@@ -39,14 +39,15 @@ def lora_group() -> None:
 @click.option("--rank", type=int, help="ランク（省くと正確な和） / the rank; without, the exact sum")
 @click.option("--keys", type=click.Choice(["kohya", "peft"]), help="キーの名前（省くと最初のもの） / names of keys, else as in the first file")
 @click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="書き出す型 / type of the values")
+@click.option("--allow-unmatched", is_flag=True, help="知らないキーと足せないモジュールを除く / leave out unknown keys and what does not add up")
 @explained
-def lora_merge_command(loras: tuple[str, ...], output: Path, rank: int | None, keys: str | None, dtype: str) -> None:
+def lora_merge_command(loras: tuple[str, ...], output: Path, rank: int | None, keys: str | None, dtype: str, allow_unmatched: bool) -> None:
     """LoRA を重みつきで足し合わせます / the weighted sum of LoRA files, exact unless a rank is given."""
     from jpgen.adapters import parse_loras
     from jpgen.merge.lora_files import merge_loras
 
     weighted = [(Path(name), weight) for name, weight in parse_loras(loras).items()]
-    modules = merge_loras(weighted, output, rank=rank, keys=keys or "", dtype=_dtype(dtype))
+    modules = merge_loras(weighted, output, rank=rank, keys=keys or "", dtype=_dtype(dtype), allow_unmatched=allow_unmatched)
     click.echo(f"{output}: {modules} of {modules} モジュール / modules")
 
 

@@ -18,7 +18,7 @@ from jpgen.weights import find_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTS = frozenset({"embeddings", "remembered", "single_file", "tokenizers"})
+PARTS = frozenset({"adapted", "embeddings", "pairing", "remembered", "single_file", "tokenizers"})
 """Files here that are parts of encoders."""
 
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jpgen.emphasis import TokenEncoder, encode_weighted
+from jpgen.emphasis import SpanEncoder, TokenEncoder, encode_weighted
 from jpgen.protocols import TextEncoder
 from jpgen.types import Conditioning
 
@@ -48,6 +48,8 @@ class Remembered:
 
 
 def _encoded(encoder: TextEncoder, texts: Sequence[Asked], emphasis: str) -> Conditioning:
+    if isinstance(encoder, SpanEncoder):
+        return encoder.encode_spans([one.spans for one in texts], emphasis)
     if isinstance(encoder, TokenEncoder):
         return encode_weighted(encoder, [one.spans for one in texts], emphasis)
     return encoder.encode([one.text for one in texts])

@@ -22,12 +22,12 @@ from PIL import Image, ImageDraw
 
 from jpgen.errors import JpgenError, OutputError, PromptError, WeightsError
 from jpgen.evaluate.judge import CEILING, Facts, Judge, Reading, score
+from jpgen.evaluate.statistics import bootstrap
 from jpgen.pipeline import Pipeline
 
 PROMPTS = Path("prompts") / "mame_eval.tsv"
 SEED = 1000
 COLUMNS = ("id", "kind", "ja", "en", "first", "second", "color", "count", "layout", "background", "style")
-RESAMPLES = 2000
 CLOSE = 0.05
 """How far English may be from Japanese."""
 
@@ -143,15 +143,6 @@ def tabulate(given: Sequence[Answer], ceiling: dict[str, float]) -> list[Figure]
         pairs = np.array([float(a[name]) - float(b[name]) for a, b in scores if name in a and name in b])
         figures.append(Figure(name, label, len(ja), _mean(ja), _mean(en), ceiling.get(name), wanted, bootstrap(pairs)))
     return figures
-
-
-def bootstrap(differences: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % percentile interval of the mean of `differences` [pairs], always with the same resamples; None for no pairs."""
-    if not len(differences):
-        return None
-    chosen = np.random.default_rng(0).integers(len(differences), size=(RESAMPLES, len(differences)))
-    low, high = np.quantile(differences[chosen].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -1,4 +1,4 @@
-"""Random weights in SDXL's shape, whole or narrow, written as a diffusers folder once: what bench-speed opens, never what anyone should look at."""
+"""Random weights in SDXL's shape, whole, shallow or narrow, written as a diffusers folder once: what bench-speed opens, nothing to look at."""
 
 from __future__ import annotations
 
@@ -9,20 +9,35 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from jpgen.backbones import load_backbone
 from jpgen.backbones.unet import SCHEDULE
+from jpgen.encoders import load_encoder
 from jpgen.encoders.tokenizers import END, clip_tokenizer
+from jpgen.models import recognise
+from jpgen.pipeline import Pipeline
+from jpgen.types import ModelInfo
 
 VOCABULARY = 49408
+PREFIXES = {
+    "unet": "unet.", "vae": "vae.", "text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.transformer.",
+}  # fmt: skip
+"""What stable-diffusion.cpp knows the parts of a folder by, when they are in one file."""
+
 STEM = "diffusion_pytorch_model.safetensors"
 
+_FULL = {
+    "unet": (320, 640, 1280), "heads": (5, 10, 20), "texts": ((768, 12, 12), (1280, 32, 20)), "vae": (128, 256, 512, 512), "time": 256,
+}  # fmt: skip
+
 SHAPES: dict[str, dict[str, Any]] = {
-    "full": {"unet": (320, 640, 1280), "heads": (5, 10, 20), "texts": ((768, 12, 12), (1280, 32, 20)), "vae": (128, 256, 512, 512), "time": 256},
+    "full": _FULL,
+    "wide": {**_FULL, "layers": (1, 1, 2), "middle": "UNetMidBlock2D"},
     "small": {"unet": (64, 128, 256), "heads": (1, 2, 4), "texts": ((192, 4, 3), (256, 4, 4)), "vae": (32, 64, 128, 128), "time": 64},
 }
-"""SDXL itself, and a fifth of its width with text encoders of a few layers: (width, layers, heads) of each."""
+"""SDXL itself, its width at Segmind-Vega's depth, and a fifth of its width with text encoders of a few layers: (width, layers, heads) of each."""
 
 
 def written(folder: Path, shape: str, dtype: torch.dtype) -> Path:
@@ -35,7 +50,8 @@ def written(folder: Path, shape: str, dtype: torch.dtype) -> Path:
     with torch.device("meta"):
         unet = UNet2DConditionModel(
             sample_size=128, block_out_channels=sizes["unet"], down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2, 10),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=sizes.get("layers", (1, 2, 10)), mid_block_type=sizes.get("middle", "UNetMidBlock2DCrossAttn"),
             cross_attention_dim=one + two, attention_head_dim=sizes["heads"], use_linear_projection=True, addition_embed_type="text_time",
             addition_time_embed_dim=sizes["time"], projection_class_embeddings_input_dim=two + 6 * sizes["time"],
         )  # fmt: skip
@@ -60,6 +76,32 @@ def written(folder: Path, shape: str, dtype: torch.dtype) -> Path:
     partial.write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}))
     partial.replace(place / "model_index.json")  # last: what is there is whole
     return place
+
+
+def opened(place: Path) -> Pipeline:
+    """The pipeline of such a folder, in the number type of this machine; its weights are not hashed, for they are large."""
+    entry = recognise(place)
+    info = ModelInfo(entry.name, entry.revision, entry.license, "0" * 10)
+    return Pipeline.from_parts(load_encoder(entry.encoder, entry.place), load_backbone(entry), info)
+
+
+def joined(place: Path) -> Path:
+    """One file beside this folder that holds its tensors under the names that stable-diffusion.cpp knows SDXL by; written once."""
+    file = place.with_name(f"{place.name}.safetensors")
+    if not file.is_file():
+        state: dict[str, torch.Tensor] = {}
+        for part, prefix in PREFIXES.items():
+            for source in sorted((place / part).glob("*.safetensors")):
+                state |= {f"{prefix}{_whole(name, prefix)}": tensor for name, tensor in load_file(source).items()}
+        partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        save_file(state, partial)
+        partial.replace(file)
+    return file
+
+
+def _whole(name: str, prefix: str) -> str:
+    """The name of a tensor as transformers 4 wrote it: version 5 leaves `text_model.` out of models without a projection."""
+    return name if not prefix.endswith(".transformer.") or name.startswith("text_") else f"text_model.{name}"
 
 
 def _text_model(width: int, layers: int, heads: int, *, projected: bool) -> Any:

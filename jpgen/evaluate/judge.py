@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -134,10 +134,27 @@ class Residual(nn.Module):
         return x + self.conv_out(F.silu(self.norm_out(self.conv_in(F.silu(self.norm_in(x))))))
 
 
+@runtime_checkable
+class NetworkConfig(Protocol):
+    """Sizes of a `JudgeNetwork`: widths of its three grids, queries of its pooling, and head -> number of its outputs."""
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Channels on the 32×32, the 16×16 and the 8×8 grid."""
+
+    @property
+    def queries(self) -> int:
+        """How many queries pool the cells."""
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Head -> number of its outputs."""
+
+
 class JudgeNetwork(nn.Module):
     """Convolutions on 32×32, 16×16 and 8×8 grids, attention pooling over the 64 cells, and one linear head for each question."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         fine, middle, coarse = config.widths
         self.body = nn.Sequential(
@@ -162,7 +179,16 @@ class JudgeNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits [batch, classes] of every head, for `pixels` [batch, 3, 128, 128] in −1…1."""
-        cells = self.body(pixels).flatten(2).transpose(1, 2) + self.position
+        return self.answers(self.cells(pixels))
+
+    def cells(self, pixels: Tensor) -> Tensor:
+        """What the convolutions see in each of 8×8 cells, [batch, 64, width]."""
+        seen: Tensor = self.body(pixels)
+        return seen.flatten(2).transpose(1, 2)
+
+    def answers(self, cells: Tensor) -> dict[str, Tensor]:
+        """Logits [batch, classes] of every head, for `cells` [batch, 64, width]."""
+        cells = cells + self.position
         weights = (self.queries @ self.key(cells).transpose(1, 2) / cells.shape[-1] ** 0.5).softmax(dim=-1)
         pooled = self.norm((weights @ self.value(cells)).flatten(1))
         return {name: head(pooled) for name, head in self.heads.items()}

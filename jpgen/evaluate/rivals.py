@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,13 @@ class Plain:
             width=config.width, output_type="np", **({"use_resolution_binning": False, "negative_prompt": None} if len(given) == 4 else {}),
         ).images  # fmt: skip
         return np.asarray((made * 255).round().astype("uint8"))
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """The pictures of latents as the denoiser sees them, uint8 [rows, height, width, 3]."""
+        pipeline = self._pipeline
+        made = pipeline.vae.decode(latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor).sample
+        return np.asarray((pipeline.image_processor.postprocess(made, output_type="np") * 255).round().astype("uint8"))
 
     def _of_pixart(self, wanted: Conditioning, unwanted: Conditioning) -> dict[str, Tensor]:
         longest = max(self._filled, wanted.tokens.shape[1], unwanted.tokens.shape[1])
@@ -134,6 +142,31 @@ def openvino_forward(step: torch.nn.Module, inputs: Sequence[Tensor]) -> Callabl
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     arrays = [one.numpy() for one in inputs]
     return lambda: np.asarray(compiled(arrays)[0])
+
+
+class Cpp:
+    """stable-diffusion.cpp on a single file, its weights in fp16: it draws from the noise and the sigmas that jpgen draws from."""
+
+    def __init__(self, file: Path, schedule: dict[str, Any]) -> None:
+        """`schedule`: the model's scheduler settings. Raises ImportError without the package, ValueError for a file that it cannot open."""
+        from stable_diffusion_cpp import StableDiffusion
+
+        self._schedule = schedule
+        self._model = StableDiffusion(
+            model_path=str(file), wtype="f16", n_threads=torch.get_num_threads(), rng_type="cpu", sampler_rng_type="cpu", vae_decode_only=True,
+            verbose=False,
+        )  # fmt: skip
+
+    def draw(self, text: str, seed: int, config: SamplingConfig, *, on_step: Callable[[], None]) -> np.ndarray:
+        """The picture, uint8 [height, width, 3], without guidance or with it; `on_step` is called after every step. Euler's samplers alone."""
+        scheduler = make_scheduler(config.scheduler, self._schedule)
+        scheduler.set_timesteps(config.steps)
+        made = self._model.generate_image(
+            prompt=text, width=config.width, height=config.height, cfg_scale=max(1.0, config.guidance_scale), sample_method="euler",
+            sample_steps=config.steps, sigmas=", ".join(map(str, scheduler.sigmas.tolist())), seed=seed,
+            progress_callback=lambda step, _steps, _seconds: on_step() if step else None,
+        )  # fmt: skip
+        return np.asarray(made[0])
 
 
 def absent() -> list[str]:

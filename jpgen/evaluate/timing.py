@@ -1,11 +1,11 @@
-"""Two ways to do a thing, timed side by side in turns: CPU seconds of one thread, so that other load on the machine counts for little."""
+"""Two ways to do a thing, timed side by side in turns: CPU seconds, so that other load on the machine counts for little, and the clock's beside."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +33,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class Compared:
-    """One row of the table: seconds of either arm a round, and how far apart what they made is (dB; None: not meant to be the same)."""
+    """One row of the table: CPU seconds of either arm a round, and how far apart what they made is (dB; None: not meant to be the same).
+
+    `clock`: seconds of the clock of either arm a round, which other load on the machine makes longer; () where they were not taken.
+    """
 
     name: str
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
     psnr: float | None
+    clock: tuple[tuple[float, ...], ...] = ()
 
     @property
     def ratios(self) -> list[float]:
@@ -54,7 +58,8 @@ class Compared:
         near = "" if self.psnr is None else "  同じ絵 / the same picture" if np.isinf(self.psnr) else f"  {self.psnr:.0f} dB"
         ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
         spread = f"{min(self.ratios):.2f}–{max(self.ratios):.2f}"
-        return f"{self.ratio:6.2f} ({spread})  {ours:8.3f} s ÷ {theirs:8.3f} s  {self.name}{near}"
+        clock = "  clock {:.2f} ÷ {:.2f} s".format(*map(statistics.median, self.clock)) if self.clock else ""
+        return f"{self.ratio:6.2f} ({spread})  {ours:8.3f} s ÷ {theirs:8.3f} s  {self.name}{near}{clock}"
 
 
 class UnlikeError(RuntimeError):
@@ -68,37 +73,47 @@ def probe(size: int = 1536) -> Probe:
 
 def _rate(size: int, dtype: torch.dtype) -> float:
     one = torch.randn(size, size).to(dtype)
-    seconds = min(_seconds(lambda: one @ one)[0] for _ in range(3))
+    seconds = min(_timed(lambda: one @ one).clock for _ in range(3))
     return 2 * size**3 / seconds / 1e12
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and of those it has waited for."""
+    """CPU seconds of this process, all its threads, and of those it has waited for; threads that wait for one another may count too."""
     children = os.times()  # counts hundredths: enough for whole processes
     return time.process_time() + children.children_user + children.children_system
 
 
-def _seconds(arm: Callable[[], object]) -> tuple[float, object]:
-    clock = cpu_seconds if torch.get_num_threads() == 1 else time.perf_counter
-    began = clock()
+@dataclass(frozen=True)
+class _Timed:
+    cpu: float
+    clock: float
+    made: object
+
+
+def _timed(arm: Callable[[], object]) -> _Timed:
+    cpu, clock = cpu_seconds(), time.perf_counter()
     made = arm()
-    return max(clock() - began, 1e-6), made
+    return _Timed(max(cpu_seconds() - cpu, 1e-6), max(time.perf_counter() - clock, 1e-6), made)
 
 
-def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], *, rounds: int, least: float | None) -> Compared:
-    """Both once to warm up, then in turns: ours, theirs, ours … Raises UnlikeError if what they made is farther apart than `least` dB.
+def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], *, rounds: int, least: float | None, warm: int = 1) -> Compared:
+    """Both in turns: ours, theirs, ours … Raises UnlikeError if what they make first is farther apart than `least` dB.
 
-    `least` None: what they make is not compared. Seconds are CPU seconds where torch runs one thread, else those of the clock.
+    `least` None: what they make is not compared. `warm`: turns before those that count.
     """
-    one, other = ours(), theirs()
-    psnr = None if least is None else nearness(one, other)
-    if psnr is not None and least is not None and psnr < least:
-        raise UnlikeError(f"{name}: 絵が違います / the pictures differ: {psnr:.1f} dB, wanted {least:.0f}")
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for arm, taken in zip((ours, theirs), times, strict=True):
-            taken.append(_seconds(arm)[0])
-    return Compared(name, tuple(times[0]), tuple(times[1]), psnr)
+    runs: list[tuple[_Timed, _Timed]] = []
+    psnr = None
+    for turn in range(warm + rounds):
+        pair = _timed(ours), _timed(theirs)
+        if not turn and least is not None:
+            psnr = nearness(pair[0].made, pair[1].made)
+            if psnr < least:
+                raise UnlikeError(f"{name}: 絵が違います / the pictures differ: {psnr:.1f} dB, wanted {least:.0f}")
+        if turn >= warm:
+            runs.append(pair)
+    mine, rivals = zip(*runs, strict=True)
+    clock = tuple(tuple(run.clock for run in arm) for arm in (mine, rivals))
+    return Compared(name, tuple(run.cpu for run in mine), tuple(run.cpu for run in rivals), psnr, clock)
 
 
 def nearness(one: object, other: object) -> float:
@@ -109,8 +124,3 @@ def nearness(one: object, other: object) -> float:
     error = float(np.mean((a - b) ** 2))
     peak = float(max(np.ptp(a), np.ptp(b))) or 1.0
     return float("inf") if error == 0 else 10 * float(np.log10(peak**2 / error))
-
-
-def table(rows: Sequence[Compared]) -> str:
-    """The rows under a heading."""
-    return "\n".join(["  比 / ratio      jpgen ÷ 相手 / rival", *map(str, rows)])

@@ -17,25 +17,25 @@ STUDY, PROMPTS = "study.yaml", "prompts.tsv"
 SPOILT = {"no_attention.safetensors": True, "attention_alone.safetensors": False}
 """The parents: which has noise in its attention, and which in all else."""
 
-NOISE = 0.6
-"""The noise's standard deviation, in parts of each tensor's own."""
+NOISE = 1.0
+"""The noise's standard deviation, in parts of each tensor's own: half of it, as in the plain average, already spoils the pictures."""
 
 TEXT = """\
 # jpgen evolve study.yaml
-# 豆（mame）を二つの壊れた親に分けました。一方は注意の重みに、もう一方はそれ以外に雑音があります。
-# 元の豆は attn 1、other 0 にあります。判定器の点が最も高い所がそこだとは限りません（豆がまだ描けないものは、点に出ません）。
-# The built-in model as two spoilt parents, one with noise in its attention, one in all else. It is itself at attn 1, other 0, which need not be
-# where the judge's score is highest: what the model cannot draw yet makes no difference to it.
+# 豆（mame）を二つの壊れた親に分けました。一方は注意の重みに、もう一方はそれ以外に、重みと同じ大きさの雑音があります。
+# 元の豆は attn 1、other 0 にあり、単純平均（attn 0.5、other 0.5、探索の始点）には雑音が半分ずつ残ります。
+# The built-in model as two spoilt parents, one with noise in its attention, one in all else, as large as the weights. It is itself at attn 1,
+# other 0; in the plain average (attn 0.5, other 0.5: where the search begins) half of both noises is left.
 model: mame
 recipe:
   root:
     method: lerp
     inputs: [no_attention.safetensors, attention_alone.safetensors]
     t: {attn: {free: [0, 1]}, other: {free: [0, 1]}}
-prompts: {file: prompts.tsv, search: 12, held_out: 36}
-sampling: {steps: 6}
+prompts: {file: prompts.tsv, search: 12, held_out: 48}
+sampling: {steps: 4}
 objectives: [judge_probability]
-optimiser: {population: 8, seed: 0}
+optimiser: {population: 8, spread: 0.3, seed: 0}
 evaluations: 40
 """
 

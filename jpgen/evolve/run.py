@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from jpgen.errors import StudyError
-from jpgen.evaluate.bench_mame import bootstrap
+from jpgen.evaluate.statistics import bootstrap
 from jpgen.evolve.live import formulas_of
 from jpgen.evolve.plan import Plan, read_plan
 from jpgen.evolve.recipes import Formulas, Recipe

@@ -39,11 +39,16 @@ def load_recipe(source: str | Path) -> Recipe:
 
 
 def merge(recipe: Recipe | Node, output: str | Path, *, find: Find | None = None, threads: int | None = None, dtype: str = "", seed: int = 0) -> Path:
-    """Write what a recipe, or a node as it stands, gives; see `jpgen.merge.engine.merge`."""
+    """Write what a recipe, or a node as it stands, gives, to a `.safetensors` file or a folder; see `jpgen.merge.engine.merge`."""
     from jpgen.merge.engine import merge as run
 
+    def furnish(file: Path, folder: Path) -> None:
+        from jpgen.convert import furnish as write  # here: it loads diffusers
+
+        write(file, folder)
+
     whole = recipe if isinstance(recipe, Recipe) else Recipe(recipe, dtype, seed, Path(output).stem)
-    return run(whole, Path(output), find=find, threads=threads)
+    return run(whole, Path(output), find=find, threads=threads, companions=furnish)
 
 
 def __getattr__(name: str) -> Callable[..., Merge]:

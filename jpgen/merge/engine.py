@@ -10,9 +10,10 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,29 @@ import torch
 from torch import Tensor
 
 from jpgen.errors import OutputError, WeightsError
-from jpgen.merge.evaluation import STRIP, TILE, Apply, Read, by_chance, compute, models_of
-from jpgen.merge.plan import COPY, PIECE, WHOLE, Job, Plan, label, plan
+from jpgen.merge.evaluation import (
+    PIECE,
+    STRIP,
+    TILE,
+    Apply,
+    Read,
+    Tile,
+    by_chance,
+    by_rows,
+    compute,
+    compute_tile,
+    look_at_tile,
+    models_of,
+    tile_length,
+)
+from jpgen.merge.folders import Companions, put_in_place, require_companions, require_replaceable, write_companions
+from jpgen.merge.names import label
+from jpgen.merge.plan import COPY, STEPS, WHOLE, Job, Plan, plan
 from jpgen.merge.provenance import Terms, describe
+from jpgen.merge.ranges import Part
 from jpgen.merge.recipe import Model, Recipe
-from jpgen.merge.sources import TYPES, Find, Reader
+from jpgen.merge.sources import TYPES, Find, Reader, turned
+from jpgen.merge.survey import Survey, Surveys
 from jpgen.safety import BITS
 
 MAX_THREADS = 4
@@ -39,72 +58,101 @@ PAD = 64
 HALVES = ("F16", "BF16")
 
 
-def merge(recipe: Recipe, output: Path, *, find: Find | None = None, threads: int | None = None, terms: Mapping[str, Terms] | None = None) -> Path:
-    """Write what the recipe gives to `output` (a temporary file, then renamed); returns it.
+def merge(
+    recipe: Recipe, output: Path, *, find: Find | None = None, threads: int | None = None, terms: Mapping[str, Terms] | None = None,
+    companions: Companions | None = None,
+) -> Path:  # fmt: skip
+    """Write what the recipe gives to `output`, a file or folder (a temporary one, then renamed); returns it.
 
-    `find` finds the files of an input (default: names are paths), `terms` are the licences of the models by their names. Arithmetic is in fp32,
-    rounded once; a tensor comes out in the type it has in the first input unless the recipe says otherwise. The bytes depend on the recipe and the
-    inputs alone.
+    `find` finds the files of an input (default: names are paths), `terms` are the licences of the models by their names, `companions` writes what a
+    folder needs beside weights where no input is one. Arithmetic is in fp32, rounded once; a tensor comes out in the type it has in the first input
+    unless the recipe says otherwise. The bytes depend on the recipe and the inputs alone, the values not even on the layouts of the inputs.
 
-    Raises RecipeError, WeightsError for inputs that are damaged, differ in names or shapes (naming them) or are not finite, and OutputError for an
-    output that is one of the inputs, for a disk that is full (before any work) or cannot be written.
+    Raises RecipeError, WeightsError for inputs that are damaged, differ in names or shapes (naming them) or are not finite, SettingError for a folder
+    that no configs are for, and OutputError for an output that is one of the inputs, for a disk that is full (before any work) or cannot be written.
     """
-    made = plan(recipe, find)
+    made = plan(recipe, find, output=output)
     require_other(output, made)
-    return write(made, output, describe(made, terms or {}), threads=threads)
+    return write(made, output, describe(made, terms or {}), threads=threads, companions=companions)
 
 
 def require_other(output: Path, made: Plan) -> None:
-    """Raise OutputError if the output is one of the inputs."""
+    """Raise OutputError if the output is one of the inputs, or has one in it."""
     for leaf, paths in made.files.items():
-        if output.exists() and any(os.path.samefile(output, path) for path in paths):
+        inside = (one for path in paths for one in (path, *path.absolute().parents, *path.resolve().parents))
+        if output.exists() and any(os.path.samefile(output, one) for one in inside):
             raise OutputError(f"{output} は入力の {label(leaf)} です / {output} is the input {label(leaf)}: name another output")
 
 
-def write(made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int | None = None, copy_only: bool = False, sync: bool = True) -> Path:
-    """Carry out a plan.
+def write(
+    made: Plan, output: Path, metadata: Mapping[str, str], *, threads: int | None = None, copy_only: bool = False, sync: bool = True,
+    companions: Companions | None = None,
+) -> Path:  # fmt: skip
+    """Carry out a plan; see `merge` for `companions`.
 
     `copy_only` writes the values of the first input as they are, and without `sync` the file is not made durable: for bench-merge alone.
     """
-    header = made.header(metadata)
-    size = len(header) + made.size
+    headers = [file.header(metadata) for file in made.outputs]
+    size = sum(map(len, headers)) + made.size
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
+        if made.folder:
+            require_companions(made, companions)
+            require_replaceable(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output.parent).free
         if size > free:
             raise OutputError(_no_space(output, f"{size / 1e9:.1f} GB wanted, {free / 1e9:.1f} GB free"))
-        number = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(number, 0, size)
-            else:
-                os.ftruncate(number, size)
-            _put(number, header, 0)
-            _run(made, number, len(header), threads or min(os.cpu_count() or 1, MAX_THREADS), copy_only)
-            if sync:
+        with ExitStack() as stack:
+            room = [stack.enter_context(_room(partial / file.path, header, file.size)) for file, header in zip(made.outputs, headers, strict=True)]
+            _run(made, room, threads or min(os.cpu_count() or 1, MAX_THREADS), copy_only)
+            for number, _ in room if sync else ():
                 os.fsync(number)
-        finally:
-            os.close(number)
-        os.replace(partial, output)
-        _sync_folder(output.parent)
+        if made.folder:
+            write_companions(made, partial, companions)
+            for path in (*partial.rglob("*"), partial) if sync else ():
+                _sync(path)
+            put_in_place(partial, output)
+        else:
+            os.replace(partial, output)
+        _sync(output.parent)
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(_no_space(output, error.strerror or str(error))) from error
     finally:
-        if partial.parent.is_dir():
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        elif partial.parent.is_dir():
             partial.unlink(missing_ok=True)
     return output
 
 
-def _run(made: Plan, number: int, start: int, threads: int, copy_only: bool) -> None:
+@contextmanager
+def _room(path: Path, header: bytes, size: int) -> Iterator[tuple[int, int]]:
+    """A new file with this header and room for so many bytes of values: its number, and where the values begin; open for the time of the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(number, 0, len(header) + size)
+        else:
+            os.ftruncate(number, len(header) + size)
+        _put(number, header, 0)
+        yield number, len(header)
+    finally:
+        os.close(number)
+
+
+def _run(made: Plan, room: Sequence[tuple[int, int]], threads: int, copy_only: bool) -> None:
     """Do all jobs by so many threads; the first error ends them all."""
     reader = Reader([path for source in made.sources.values() for path in source.files])
-    jobs, lock, stop, large = iter(made.jobs), threading.Lock(), threading.Event(), threading.Lock()
+    jobs, lock = iter(job for job in made.jobs if job.makes or not copy_only), threading.Lock()
+    common = _Common(Surveys(len(made.sources)), threading.Event(), threading.Lock())
+    stop = common.stop
 
     def work() -> None:
-        worker = _Worker(made, reader, number, start, large, copy_only)
+        worker = _Worker(made, reader, room, common, copy_only)
         with torch.inference_mode():
             while not stop.is_set():
                 with lock:
@@ -130,11 +178,20 @@ def _run(made: Plan, number: int, start: int, threads: int, copy_only: bool) -> 
         reader.close()
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What threads share: what they have seen of tensors, whether one of them failed, and whose turn it is to have a large tensor whole."""
+
+    surveys: Surveys
+    stop: threading.Event
+    large: threading.Lock
+
+
 class _Worker:
     """One thread's buffers, and how it does a job."""
 
-    def __init__(self, made: Plan, reader: Reader, number: int, start: int, large: threading.Lock, copy_only: bool) -> None:
-        self._plan, self._reader, self._number, self._start, self._large, self._copy_only = made, reader, number, start, large, copy_only
+    def __init__(self, made: Plan, reader: Reader, room: Sequence[tuple[int, int]], common: _Common, copy_only: bool) -> None:
+        self._plan, self._reader, self._room, self._common, self._copy_only = made, reader, room, common, copy_only
         self._buffers: list[np.ndarray] = []
         self._tiles: list[Tensor] = []
         self._out = np.empty(0, np.uint8)
@@ -151,9 +208,11 @@ class _Worker:
             data = self._read_all(job)[0]
             self._require_finite(job, data.view(TYPES[job.dtype]))
             self._write(job, data)
+        elif job.kind == STEPS:
+            self._in_steps(job)
         elif job.kind == WHOLE:
             if job.count >= LARGE:
-                with self._large:
+                with self._common.large:
                     self._whole(job)
             else:
                 self._whole(job)
@@ -174,14 +233,65 @@ class _Worker:
         self._require_finite(job, out)
         self._write(job, out.view(torch.uint8))
 
+    def _in_steps(self, job: Job) -> None:
+        """Look at a piece, or make its values; or both, of a tensor that is one piece."""
+        surveys, survey = self._common.surveys, self._common.surveys.of(job)
+        if not survey.wait(job.step, self._common.stop):
+            return
+        kept = survey.kept.get(job.piece)
+        if kept is None and not job.makes and (kept := surveys.take([place.size for place in job.places])) is not None:
+            survey.kept[job.piece] = kept
+            for place, room in zip(job.places, kept, strict=True):
+                self._reader.read(place.path, place.stored.begin, room.numpy())
+        data = self._read_all(job) if kept is None else kept
+        held = {
+            model: one.view(TYPES[place.stored.dtype]) for model, one, place in zip(models_of(job.made), data, job.places, strict=True)
+        }
+        for step in range(len(survey.passes)) if job.pieces == 1 else () if job.makes else (job.step,):
+            survey.add(step, job.piece, self._look(job, step, held, survey))
+        if job.makes:
+            self._make(job, held, survey)
+            surveys.done(job)
+
+    def _look(self, job: Job, step: int, held: Mapping[Model, Tensor], survey: Survey) -> list[Tensor]:
+        """What the looks of a pass give for a piece."""
+        totals: list[Tensor] = []
+        for tile, values in self._tiles_of(job, held):
+            shares = [
+                look_at_tile(node, number, job.target, self._tile_reader(values), tile=tile, seen=survey.seen)
+                for node, number in survey.passes[step]
+            ]
+            totals = [total.add_(one) for total, one in zip(totals, shares, strict=True)] if totals else shares
+        return totals
+
+    def _make(self, job: Job, held: Mapping[Model, Tensor], survey: Survey) -> None:
+        """The values of a piece."""
+        out, at = self._space(job, job.count), 0
+        for tile, values in self._tiles_of(job, held):
+            made = compute_tile(job.made, job.target, self._tile_reader(values), tile=tile, seen=survey.seen)
+            end = at + made.numel()
+            out[at:end].copy_(_in_range(made, job.dtype))
+            at = end
+        self._require_finite(job, out)
+        self._write(job, out.view(torch.uint8))
+
+    def _tiles_of(self, job: Job, held: Mapping[Model, Tensor]) -> Iterator[tuple[Tile, dict[Model, Tensor]]]:
+        """The tiles of a piece of one tensor, and the values of the models there."""
+        length = tile_length(job.shape, by_rows(job.made))
+        for number, begin in enumerate(range(0, job.count, length), job.first):
+            yield Tile(number, Part(number * length, job.shape)), {model: values[begin : begin + length] for model, values in held.items()}
+
+    def _space(self, job: Job, count: int) -> Tensor:
+        """Room for so many values of the result, used again and again."""
+        size = count * BITS[job.dtype] // 8
+        if len(self._out) < size:
+            self._out = np.empty(max(size, (PIECE + PAD) * BITS[job.dtype] // 8), np.uint8)
+        return torch.from_numpy(self._out[:size]).view(TYPES[job.dtype])
+
     def _in_tiles(self, job: Job) -> None:
-        kind, bits = TYPES[job.dtype], BITS[job.dtype] // 8
         inputs = [data.view(TYPES[place.stored.dtype]) for data, place in zip(self._read_all(job, PAD), job.places, strict=True)]
         padded = -(-job.count // PAD) * PAD
-        if len(self._out) < padded * bits:
-            self._out = np.empty((PIECE + PAD) * bits, np.uint8)
-        out = torch.from_numpy(self._out[: padded * bits]).view(kind)
-        made = job.made
+        out, made = self._space(job, padded), job.made
         way = _way(made)
         if job.dtype in HALVES and way is not None and len(inputs) == 2 and all(place.stored.dtype == job.dtype for place in job.places):
             torch.lerp(inputs[0], inputs[1], way, out=out)  # rounds the fp32 result once (tests/merge/test_engine.py)
@@ -191,7 +301,8 @@ class _Worker:
             for number, begin in enumerate(range(0, padded, length)):
                 end = min(begin + length, padded)
                 read = self._tile_reader({model: values[begin:end] for model, values in held.items()})
-                out[begin:end].copy_(_in_range(compute(made, job.target, read, job.first + number), job.dtype))
+                values = compute_tile(made, job.target, read, tile=Tile(job.first + number), seen={})
+                out[begin:end].copy_(_in_range(values, job.dtype))
         self._require_finite(job, out[: job.count])
         self._write(job, out[: job.count].view(torch.uint8))
 
@@ -201,9 +312,12 @@ class _Worker:
 
         def read(model: Model, _name: str) -> Tensor:
             index, values = next(taken), held[model]
+            count = values.numel()
             if index == len(self._tiles):
                 self._tiles.append(torch.empty(STRIP))
-            return self._tiles[index][: len(values)].copy_(values)
+            if self._tiles[index].numel() < count:  # a row that is longer
+                self._tiles[index] = torch.empty(count)
+            return self._tiles[index][:count].copy_(values)
 
         return read
 
@@ -211,6 +325,9 @@ class _Worker:
         """The bytes of each place in a buffer that is used again, filled up to a multiple of `more` values."""
         made = []
         for index, place in enumerate(job.places):
+            if place.view:
+                made.append(self._reader.tensor(place).reshape(-1).view(torch.uint8))
+                continue
             bits = BITS[place.stored.dtype] // 8
             room = -(-job.count // more) * more * bits if more else place.size
             if index == len(self._buffers):
@@ -230,7 +347,11 @@ class _Worker:
         return first
 
     def _write(self, job: Job, data: Tensor) -> None:
-        _put(self._number, data.numpy(), self._start + job.begin)
+        if job.view:
+            values = data.view(TYPES[job.dtype]).reshape(job.places[0].stored.shape)
+            data = turned(values, job.view).reshape(-1).view(torch.uint8)
+        number, start = self._room[job.file]
+        _put(number, data.numpy(), start + job.begin)
 
     def _require_finite(self, job: Job, out: Tensor) -> None:
         """Raise WeightsError naming the tensor and the inputs it comes from unless all values are finite."""
@@ -285,10 +406,10 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable, where folders can be opened."""
+def _sync(path: Path) -> None:
+    """Make a file, or the new names in a folder, durable, where it can be opened."""
     try:
-        number = os.open(folder, os.O_RDONLY)
+        number = os.open(path, os.O_RDONLY)
     except OSError:
         return
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,18 @@ from torch import Tensor
 from jpgen.errors import RecipeError
 from jpgen.merge.groups import chosen
 from jpgen.merge.methods import ADD_LORA, Method, find_method
+from jpgen.merge.ranges import CHANCE, PART, SEEN, Part
 from jpgen.merge.recipe import Lora, Merge, Model, Node, Param, Recipe
 from jpgen.merge.sources import Share, component_of
 
 TILE = 1 << 17
 """Values that a method that works value by value is given at a time; each tile of a tensor has its own lots."""
 
+PIECE = 8 * TILE
+"""Values that are read and written at a time; what looks see is summed in each, then over all."""
+
 STRIP = 1 << 18
-"""The same of methods without lots: as long as the buffers stay in the processor's caches, fewer calls are faster."""
+"""The same of methods without lots that look at values alone: as long as the buffers stay in the processor's caches, fewer calls are faster."""
 
 Shares = Mapping[Lora, Mapping[str, Sequence[Share]]]
 """What each adapter adds to which tensors (`jpgen.merge.sources.shares_of`)."""
@@ -59,12 +63,21 @@ Expression = Read | Apply | Adapt
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, and what adapters there are."""
+    """The tensor that is wanted: its name, the block it is of, the seed of the recipe, what adapters there are, and what files call it (`also`)."""
 
     name: str
     block: str = ""
     seed: int = 0
     shares: Shares = field(default_factory=dict, hash=False, compare=False)
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile: which of the tensor's it is, and where it lies (None: its values are of several tensors that are merged alike)."""
+
+    number: int
+    part: Part | None = None
 
 
 def evaluate(
@@ -108,8 +121,13 @@ def models_of(made: Expression) -> tuple[Model, ...]:
 
 
 def in_tiles(made: Expression) -> bool:
-    """Whether it may be computed piece by piece."""
+    """Whether it may be computed piece by piece, also of several tensors at a time."""
     return isinstance(made, Read) or (isinstance(made, Apply) and made.method.elementwise and all(map(in_tiles, made.inputs)))
+
+
+def in_steps(made: Expression) -> bool:
+    """Whether it may be computed piece by piece of one tensor, after looking at all of its pieces as often as `passes` says."""
+    return isinstance(made, Read) or (isinstance(made, Apply) and not made.method.whole and all(map(in_steps, made.inputs)))
 
 
 def by_chance(made: Expression) -> bool:
@@ -117,29 +135,105 @@ def by_chance(made: Expression) -> bool:
     return isinstance(made, Adapt) or (isinstance(made, Apply) and (made.method.chance or any(map(by_chance, made.inputs))))
 
 
-def compute(made: Expression, target: Target, read: Callable[[Model, str], Tensor], tile: int | None = None) -> Tensor:
-    """The values, fp32; with `tile` those of this tile alone, of which `read` then gives the values.
+def by_rows(made: Expression) -> bool:
+    """Whether its tiles must be whole rows."""
+    return by_rows(made.base) if isinstance(made, Adapt) else isinstance(made, Apply) and (made.method.rows or any(map(by_rows, made.inputs)))
 
-    What `read` gives, in fp32 and each time anew, is written on.
-    """
+
+def tile_length(shape: Sequence[int], rows: bool) -> int:
+    """Values of a tile of a tensor of this shape."""
+    row = Part(0, tuple(shape)).row
+    return max(TILE // row, 1) * row if rows else TILE
+
+
+def passes(made: Expression) -> tuple[tuple[tuple[Apply, int], ...], ...]:
+    """What is looked at in each pass over the pieces of a tensor, before its values are made: nodes of the tree, and which of their looks it is."""
+    found: dict[int, list[tuple[Apply, int]]] = {}
+
+    def after(node: Expression) -> int:
+        """In which pass all is known that the node's values are made of."""
+        begin = max(map(after, node.inputs), default=0) if isinstance(node, Apply) else 0
+        if not isinstance(node, Apply):
+            return begin
+        for number in range(len(node.method.looks)):
+            found.setdefault(begin + number, []).append((node, number))
+        return begin + len(node.method.looks)
+
+    after(made)
+    return tuple(tuple(found[number]) for number in sorted(found))
+
+
+def compute(made: Expression, target: Target, read: Callable[[Model, str], Tensor], *, rows: bool | None = None) -> Tensor:
+    """The whole tensor, fp32. What `read` gives, in fp32 and each time anew, is written on."""
+    if isinstance(made, Read):
+        return read(made.model, target.name)
+    rows = by_rows(made) if rows is None else rows
+    if isinstance(made, Adapt):
+        return _adapted(made, target, read, rows)
+    inputs = [compute(one, target, read, rows=rows) for one in made.inputs]
+    if made.method.whole or (made.method.elementwise and not made.method.chance):
+        result: Tensor = made.method.call(*inputs, **dict(made.values))
+        return result
+    return _in_tiles(made, target, inputs, rows)
+
+
+def compute_tile(made: Expression, target: Target, read: Callable[[Model, str], Tensor], *, tile: Tile, seen: Mapping[str, Any]) -> Tensor:
+    """The values of one tile, of which `read` gives those of the models; `seen` is what looks have told, by the nodes' places in the tree."""
     if isinstance(made, Read):
         return read(made.model, target.name)
     if isinstance(made, Adapt):
-        return _adapted(made, target, read)
-    inputs = [compute(one, target, read, tile) for one in made.inputs]
-    method, values = made.method, dict(made.values)
-    if not method.chance:
-        result: Tensor = method.call(*inputs, **values)
-        return result
-    if tile is not None or not method.elementwise:
-        drawn: Tensor = method.call(*inputs, **values, generator=_lots(made, target, tile or 0))
-        return drawn
-    whole = torch.empty_like(inputs[0])
-    flat, parts = whole.view(-1), [one.reshape(-1) for one in inputs]
-    for number, start in enumerate(range(0, flat.numel(), TILE)):
-        pieces = [part[start : start + TILE] for part in parts]
-        flat[start : start + TILE] = method.call(*pieces, **values, generator=_lots(made, target, number))
-    return whole
+        raise TypeError("adapters are added to whole tensors")
+    inputs = [compute_tile(one, target, read, tile=tile, seen=seen) for one in made.inputs]
+    return _applied(made, target, inputs, tile, seen)
+
+
+def look_at_tile(
+    made: Apply, number: int, target: Target, read: Callable[[Model, str], Tensor], *, tile: Tile, seen: Mapping[str, Any]
+) -> Tensor:
+    """The share of one tile in what is summed by a look of this node."""
+    inputs = [compute_tile(one, target, read, tile=tile, seen=seen) for one in made.inputs]
+    return made.method.looks[number].of(inputs, dict(made.values), seen.get(made.place), _placed(tile))
+
+
+def _in_tiles(made: Apply, target: Target, inputs: Sequence[Tensor], rows: bool) -> Tensor:
+    """The method on whole inputs, tile by tile."""
+    if not inputs[0].numel():
+        return inputs[0]
+    shape, flat, seen = inputs[0].shape, [one.reshape(-1) for one in inputs], dict[str, Any]()
+    length = tile_length(shape, rows)
+    tiles = [(Tile(number, Part(start, tuple(shape))), start) for number, start in enumerate(range(0, flat[0].numel(), length))]
+    for look in made.method.looks:
+        pieces: list[Tensor] = []
+        for tile, start in tiles:
+            share = look.of([one[start : start + length].clone() for one in flat], dict(made.values), seen.get(made.place), _placed(tile))
+            if tile.number % max(PIECE // length, 1):
+                pieces[-1] = pieces[-1].add_(share)
+            else:
+                pieces.append(share)
+        total = sum(pieces[1:], start=pieces[0])
+        seen[made.place] = look.told(total, dict(made.values), seen.get(made.place), flat[0].numel())
+    whole = torch.empty_like(flat[0])
+    for tile, start in tiles:
+        whole[start : start + length] = _applied(made, target, [one[start : start + length] for one in flat], tile, seen)
+    return whole.reshape(shape)
+
+
+def _applied(made: Apply, target: Target, inputs: Sequence[Tensor], tile: Tile, seen: Mapping[str, Any]) -> Tensor:
+    more: dict[str, Any] = {}
+    if made.method.chance:
+        more[CHANCE] = _lots(made, target, tile.number)
+    if made.method.placed:
+        more[PART] = _placed(tile)
+    if made.method.looks:
+        more[SEEN] = seen[made.place]
+    result: Tensor = made.method.call(*inputs, **dict(made.values), **more)
+    return result
+
+
+def _placed(tile: Tile) -> Part:
+    if tile.part is None:
+        raise TypeError("this method wants tiles of one tensor")
+    return tile.part
 
 
 def _lots(made: Apply, target: Target, tile: int) -> Callable[[int], np.random.Generator]:
@@ -152,8 +246,8 @@ def _lots(made: Apply, target: Target, tile: int) -> Callable[[int], np.random.G
     return generator
 
 
-def _adapted(made: Adapt, target: Target, read: Callable[[Model, str], Tensor]) -> Tensor:
-    base = compute(made.base, target, read)
+def _adapted(made: Adapt, target: Target, read: Callable[[Model, str], Tensor], rows: bool) -> Tensor:
+    base = compute(made.base, target, read, rows=rows)
     total = base.clone()
     for share, scale in made.shares:
         if share.bias:
@@ -161,8 +255,8 @@ def _adapted(made: Adapt, target: Target, read: Callable[[Model, str], Tensor]) 
         elif len(share.targets) == 1:
             delta = share.change.delta(base)
         else:
-            others = [Target(name, target.block, target.seed, target.shares) for name in share.targets]
-            delta = share.change.delta(torch.cat([compute(expression(made.node, one, made.place), one, read) for one in others]))
+            others = [replace(target, name=name, also=()) for name in share.targets]
+            delta = share.change.delta(torch.cat([compute(expression(made.node, one, made.place), one, read, rows=rows) for one in others]))
         total.add_(delta[share.start : share.end].reshape(total.shape), alpha=scale)
     return total
 
@@ -190,7 +284,7 @@ def _value(place: str, node: Merge, name: str, target: Target, count: int) -> An
     parameter = find_method(node.method).parameters[name]
     given: Param | None = node.params.get(name)
     if isinstance(given, Mapping):
-        given = chosen(given, target.name, component_of(target.name), target.block)
+        given = chosen(given, target.name, component_of(target.name), target.block, target.also)
     if given is None:
         given = parameter.default
     if given is None:

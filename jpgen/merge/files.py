@@ -18,11 +18,9 @@ from torch import Tensor
 
 from jpgen.errors import OutputError, WeightsError
 from jpgen.merge.keys import COMPONENTS, Headers, Moved, Slice
+from jpgen.merge.sources import ONLY_SINGLE, stem_of
 from jpgen.safety import BITS, check_safetensors, read_json
 from jpgen.weights import find_weights
-
-ONLY_SINGLE = "single_file_only.safetensors"
-"""In a folder made of a single file: what of it no component has a place for, so that the file can be made again."""
 
 ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16")
 """The types in the order in which safetensors writes them, so that values stay aligned; those of a byte come last."""
@@ -70,8 +68,7 @@ class Tensors:
 
     @staticmethod
     def _component(folder: Path, component: str) -> dict[str, tuple[Path, str]]:
-        stem = "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
-        paths = find_weights(folder, stem, None)
+        paths = find_weights(folder, stem_of(component), None)
         return {f"{component}.{name}": (path, name) for path in paths for name in check_safetensors(path).tensors}
 
     def __enter__(self) -> Tensors:

@@ -1,6 +1,6 @@
 """Merge methods that look at a tensor as one vector, or as a matrix: angles, means on spheres, rotations and ranks.
 
-Lengths and angles come of the Gram matrix of the inputs, summed in fp64; the result is then a linear combination of them.
+Lengths and angles come of inner products summed in fp64 (`jpgen.merge.looks`); the result is then a linear combination of the models.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from jpgen.merge.linear import combined, normalized
-from jpgen.merge.ranges import Fraction, Range, Weights, spread
+from jpgen.merge.looks import Values, apart, by_column, gram
+from jpgen.merge.ranges import Fraction, Part, Range, Weights, spread
 
 METHODS = ("slerp", "nuslerp", "karcher_mean", "geometric_median", "model_stock", "cosine_a", "cosine_b", "rotate", "truncate_rank")
-ELEMENTWISE: frozenset[str] = frozenset()
-
-PIECE = 1 << 16
-"""Values that are taken to fp64 at a time."""
+ROWS = frozenset(("nuslerp", "cosine_a", "cosine_b"))
+WHOLE = frozenset(("rotate", "truncate_rank"))
 
 PARALLEL = 1e-6
 """Below this sine two directions are one, and the way between them is straight."""
@@ -27,38 +26,24 @@ PARALLEL = 1e-6
 STEPS, CLOSE = 200, 1e-12
 """How often iterations are repeated at most, and the change below which they end."""
 
-
-def slerp(a: Tensor, b: Tensor, *, t: Fraction) -> Tensor:
-    """sin((1−t)Ω)/sinΩ·a + sin(tΩ)/sinΩ·b, Ω the angle between the two tensors (Shoemake 1985, "Animating rotation with quaternion curves")."""
-    return combined((a, b), _arc(gram((a, b)), t))
+Factors = Sequence[float]
+"""Of each model, of which the result is the sum: seen of the whole tensors, for all tiles alike."""
 
 
-def nuslerp(a: Tensor, b: Tensor, *, t: Fraction) -> Tensor:
-    """As `slerp`, for each row (what goes to one output) by its own angle (mergekit's nuslerp, nuslerp_row_wise; Shoemake 1985)."""
-    if a.dim() < 2:
-        return slerp(a, b, t=t)
-    one, other = a.flatten(1), b.flatten(1)
-    sizes = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in (one, other)]
-    dot = torch.stack([(x.double() * y.double()).sum() for x, y in zip(one, other, strict=True)])
-    omega = (dot / (sizes[0] * sizes[1]).clamp_min(1e-300)).clamp(-1, 1).acos()
-    sine = omega.sin()
-    straight = sine < PARALLEL
-    safe = sine.masked_fill(straight, 1)
-    first = torch.where(straight, 1 - t, ((1 - t) * omega).sin() / safe).float()[:, None]
-    second = torch.where(straight, t, (t * omega).sin() / safe).float()[:, None]
-    return (one * first).addcmul_(other, second).reshape(a.shape)
+def arc(dots: Tensor, values: Values) -> Factors:
+    """The factors of `slerp`."""
+    size, t = float((dots[0, 0] * dots[1, 1]).sqrt()), values["t"]
+    omega = math.acos(max(-1.0, min(1.0, float(dots[0, 1]) / size))) if size else 0.0
+    sine = math.sin(omega)
+    return (1 - t, t) if sine < PARALLEL else (math.sin((1 - t) * omega) / sine, math.sin(t * omega) / sine)
 
 
-def karcher_mean(*models: Tensor, weights: Annotated[Weights, Range(0.0, 10.0)] = 1.0) -> Tensor:
-    """The Riemannian (Karcher) mean of the directions, times the mean of the lengths (Karcher 1977; Afsari 2011, arXiv 0906.5083).
-
-    The x of the unit sphere where Σ wₖ·log_x(uₖ) = 0, found by x ← exp_x(Σ wₖ·log_x(uₖ)).
-    """
-    shares = normalized(spread(weights, len(models)))
-    dots = gram(models)
+def karcher(dots: Tensor, values: Values) -> Factors:
+    """The factors of `karcher_mean`."""
+    shares = normalized(spread(values["weights"], len(dots)))
     sizes = dots.diagonal().sqrt()
     if float(sizes.min()) == 0 or sum(shares) == 0:
-        return combined(models, shares)
+        return shares
     unit = dots / sizes.outer(sizes)
     share = torch.tensor(shares, dtype=torch.float64)
     at = share / (share @ unit @ share).clamp_min(1e-300).sqrt()  # x = Σ at·u
@@ -72,19 +57,19 @@ def karcher_mean(*models: Tensor, weights: Annotated[Weights, Range(0.0, 10.0)] 
             break
         at = at * math.cos(length) + step * (math.sin(length) / length)
         at = at / (at @ unit @ at).sqrt()
-    return combined(models, (at / sizes * (share @ sizes)).tolist())
+    factors: list[float] = (at / sizes * (share @ sizes)).tolist()
+    return factors
 
 
-def geometric_median(*models: Tensor) -> Tensor:
-    """The tensor whose distances to all models have the least sum, by Weiszfeld's iterations (Weiszfeld 1937; Vardi & Zhang 2000)."""
-    count = len(models)
-    dots = gram([model - models[0] for model in models[1:]])
+def weiszfeld(dots: Tensor, _values: Values) -> Factors:
+    """The factors of `geometric_median`, of the inner products of the differences from the first model."""
+    count = len(dots) + 1
     full = torch.zeros(count, count, dtype=torch.float64)
     full[1:, 1:] = dots
     square = full.diagonal()
     size = float(square.max())
     if size == 0:
-        return models[0].clone()
+        return [1.0] + [0.0] * len(dots)
     at = torch.full((count,), 1 / count, dtype=torch.float64)
     for _ in range(STEPS * 10):
         distance = (square - 2 * (full @ at) + at @ full @ at).clamp_min(size * 1e-18).sqrt()
@@ -92,33 +77,79 @@ def geometric_median(*models: Tensor) -> Tensor:
         moved, at = float((new - at).abs().max()), new
         if moved < CLOSE:
             break
-    return combined(models, at.tolist())
+    factors: list[float] = at.tolist()
+    return factors
 
 
-def model_stock(base: Tensor, *models: Tensor) -> Tensor:
-    """t·mean + (1−t)·θ₀ with t = N·cosθ/(1 + (N−1)·cosθ), θ the mean angle between the deltas (Jang et al. 2024, arXiv 2403.19522, eq. 2)."""
-    count = len(models)
+def stock(dots: Tensor, _values: Values) -> Factors:
+    """The factors of `model_stock`, of the inner products of the deltas."""
+    count = len(dots)
     if count < 2:
-        return models[0].clone()
-    dots = gram([model - base for model in models])
+        return (0.0, 1.0)
     sizes = dots.diagonal().sqrt()
     cosines = dots / sizes.outer(sizes).clamp_min(1e-300)
     cosine = float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))
     under = 1 + (count - 1) * cosine
     t = count * cosine / under if abs(under) > 1e-12 else 0.0
-    return combined((base, *models), [1 - t, *[t / count] * count])
+    return [1 - t, *[t / count] * count]
 
 
-def cosine_a(a: Tensor, b: Tensor, *, t: Fraction = 0.0) -> Tensor:
+def unlike(dots: Tensor, values: Values) -> Tensor:
+    """How far `cosine_a` goes in each column."""
+    return _far(_cosine(dots), values)
+
+
+def unlike_whole(dots: Tensor, values: Values) -> Tensor:
+    """How far `cosine_b` goes in each column."""
+    return _far((_cosine(dots) + _cosine(dots.sum(1))) / 2, values)
+
+
+def slerp(a: Tensor, b: Tensor, *, t: Fraction, seen: Annotated[Factors, gram(arc)]) -> Tensor:
+    """sin((1−t)Ω)/sinΩ·a + sin(tΩ)/sinΩ·b, Ω the angle between the two tensors (Shoemake 1985, "Animating rotation with quaternion curves")."""
+    return combined((a, b), seen, out=a)
+
+
+def nuslerp(a: Tensor, b: Tensor, *, t: Fraction, part: Part) -> Tensor:
+    """As `slerp`, for each row (what goes to one output) by its own angle (mergekit's nuslerp, nuslerp_row_wise; Shoemake 1985)."""
+    one, other = (rows.view(-1, part.row) for rows in (a, b))
+    x, y = one.double(), other.double()
+    dot, size = (x * y).sum(1), (x * x).sum(1).sqrt() * (y * y).sum(1).sqrt()
+    omega = (dot / size.clamp_min(1e-300)).clamp(-1, 1).acos()
+    sine = omega.sin()
+    straight = sine < PARALLEL
+    safe = sine.masked_fill(straight, 1)
+    first = torch.where(straight, 1 - t, ((1 - t) * omega).sin() / safe).float()[:, None]
+    second = torch.where(straight, t, (t * omega).sin() / safe).float()[:, None]
+    return one.mul_(first).addcmul_(other, second).view(a.shape)
+
+
+def karcher_mean(*models: Tensor, weights: Annotated[Weights, Range(0.0, 10.0)] = 1.0, seen: Annotated[Factors, gram(karcher)]) -> Tensor:
+    """The Riemannian (Karcher) mean of the directions, times the mean of the lengths (Karcher 1977; Afsari 2011, arXiv 0906.5083).
+
+    The x of the unit sphere where Σ wₖ·log_x(uₖ) = 0, found by x ← exp_x(Σ wₖ·log_x(uₖ)).
+    """
+    return combined(models, seen, out=models[0])
+
+
+def geometric_median(*models: Tensor, seen: Annotated[Factors, apart(weiszfeld)]) -> Tensor:
+    """The tensor whose distances to all models have the least sum, by Weiszfeld's iterations (Weiszfeld 1937; Vardi & Zhang 2000)."""
+    return combined(models, seen, out=models[0])
+
+
+def model_stock(base: Tensor, *models: Tensor, seen: Annotated[Factors, apart(stock)]) -> Tensor:
+    """t·mean + (1−t)·θ₀ with t = N·cosθ/(1 + (N−1)·cosθ), θ the mean angle between the deltas (Jang et al. 2024, arXiv 2403.19522, eq. 2)."""
+    return combined((base, *models), seen, out=base)
+
+
+def cosine_a(a: Tensor, b: Tensor, *, t: Fraction = 0.0, part: Part, seen: Annotated[Tensor, by_column(unlike)]) -> Tensor:
     """From a to b by 1 − clamp(s − t, 0, 1), s the cosine of each column of a and b (SuperMerger's cosineA as sd-mecha has it; no paper)."""
-    return _by_likeness(a, b, _columns(a, b), t)
+    one, other = (rows.view(-1, part.columns) for rows in (a, b))
+    return one.lerp_(other, seen.expand_as(one)).view(a.shape)
 
 
-def cosine_b(a: Tensor, b: Tensor, *, t: Fraction = 0.0) -> Tensor:
+def cosine_b(a: Tensor, b: Tensor, *, t: Fraction = 0.0, part: Part, seen: Annotated[Tensor, by_column(unlike_whole)]) -> Tensor:
     """As `cosine_a`, s the mean of that and of the cosine of the whole tensors (SuperMerger's cosineB as sd-mecha has it; no paper)."""
-    dots = gram((a, b))
-    whole = float(dots[0, 1] / (dots[0, 0] * dots[1, 1]).sqrt().clamp_min(1e-300))
-    return _by_likeness(a, b, _columns(a, b).add(whole).div(2), t)
+    return cosine_a(a, b, t=t, part=part, seen=seen)
 
 
 def rotate(a: Tensor, b: Tensor, *, alignment: Fraction = 1.0, t: Fraction = 0.0) -> Tensor:
@@ -157,33 +188,14 @@ def truncate_rank(base: Tensor, model: Tensor, *, ratio: Fraction) -> Tensor:
 # ── what they are made of ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def gram(tensors: Sequence[Tensor]) -> Tensor:
-    """All inner products of the tensors, fp64 [n, n], summed in pieces in one order."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-    for start in range(0, flat[0].numel(), PIECE):
-        piece = torch.stack([one[start : start + PIECE] for one in flat]).double()
-        total += piece @ piece.T
-    return total
+def _cosine(dots: Tensor) -> Tensor:
+    """The cosine of a and b of their inner products a·a, a·b, b·b."""
+    return dots[1] / (dots[0] * dots[2]).sqrt().clamp_min(1e-300)
 
 
-def _arc(dots: Tensor, t: float) -> tuple[float, float]:
-    """The factors of slerp for two tensors of these inner products."""
-    size = float((dots[0, 0] * dots[1, 1]).sqrt())
-    omega = math.acos(max(-1.0, min(1.0, float(dots[0, 1]) / size))) if size else 0.0
-    sine = math.sin(omega)
-    return (1 - t, t) if sine < PARALLEL else (math.sin((1 - t) * omega) / sine, math.sin(t * omega) / sine)
-
-
-def _columns(a: Tensor, b: Tensor) -> Tensor:
-    """The cosine of a and b along their first side; of a number, that of the two numbers."""
-    one, other = (a[None], b[None]) if a.dim() == 0 else (a, b)
-    made: Tensor = torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0)
-    return made
-
-
-def _by_likeness(a: Tensor, b: Tensor, likeness: Tensor, t: float) -> Tensor:
-    return torch.lerp(a, b, (1 - (likeness - t).clamp(0, 1)).float().expand_as(a))
+def _far(likeness: Tensor, values: Values) -> Tensor:
+    share: Tensor = 1 - (likeness - values["t"]).clamp(0, 1)
+    return share.float()
 
 
 def _power(turn: Tensor, exponent: float) -> Tensor:

@@ -32,6 +32,9 @@ ORIGINAL = (
 )  # fmt: skip
 """Names, and the block they are of."""
 
+NO_BLOCK = re.compile(r"(?:vae|text_encoder(?:_\d)?)\.|(?:en|de)coder\.")
+"""Components whose parts are called like those of others, and are none of the blocks."""
+
 DOWN = re.compile(r"^(?:unet\.)?(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
 TRANSFORMER = re.compile(r"^(?:transformer\.)?transformer_blocks\.(\d+)\.")
 
@@ -72,6 +75,8 @@ def block_namer(names: Collection[str]) -> Callable[[str], str]:
 
     @cache
     def block(name: str) -> str:
+        if NO_BLOCK.match(name):
+            return ""
         if found := DOWN.match(name):
             side, number, kind, layer = found[1], int(found[2]), found[3], int(found[4])
             if side == "down":
@@ -86,13 +91,15 @@ def block_namer(names: Collection[str]) -> Callable[[str], str]:
     return block
 
 
-def chosen(groups: Mapping[str, T], name: str, component: str, block: str) -> T | None:
+def chosen(groups: Mapping[str, T], name: str, component: str, block: str, also: Collection[str] = ()) -> T | None:
     """What of `groups` counts for the tensor `name`; None if it is in none of them. Of several expressions that fit, the last counts.
+
+    Expressions may fit what files call it (`also`), too.
 
     >>> chosen({"global": 1, "attn": 2, "IN01": 3}, "down_blocks.0.attentions.0.to_q.weight", "unet", "IN01")
     3
     """
-    fitting = [value for key, value in groups.items() if is_pattern(key) and re.search(key[1:-1], name)]
+    fitting = [value for key, value in groups.items() if is_pattern(key) and any(re.search(key[1:-1], one) for one in (name, *also))]
     if fitting:
         return fitting[-1]
     for key in (block, group(name), component, GLOBAL):

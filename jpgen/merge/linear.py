@@ -1,4 +1,4 @@
-"""Merge methods that work value by value on whole weights; those of ELEMENTWISE write on their inputs, for speed."""
+"""Merge methods that work value by value on whole weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from jpgen.merge.ranges import Fraction, Generators, Range, Scale, Weights, spread
+from jpgen.merge.ranges import Fraction, Generators, Part, Range, Scale, Weights, spread
 
 METHODS = ("lerp", "weighted_sum", "n_average", "add_difference", "train_difference", "add_lora", "swap", "dropout")
-ELEMENTWISE = frozenset(METHODS) - {"swap", "add_lora"}
+ROWS: frozenset[str] = frozenset()
+WHOLE = frozenset(("add_lora",))
 
 BOOST = 1.8
 """By what SuperMerger multiplies the difference that it trains."""
@@ -58,13 +59,12 @@ def add_lora(a: Tensor, *changes: Tensor, scale: Weights = 1.0) -> Tensor:
     return total
 
 
-def swap(a: Tensor, b: Tensor, *, start: Fraction = 0.0, end: Fraction = 1.0) -> Tensor:
+def swap(a: Tensor, b: Tensor, *, start: Fraction = 0.0, end: Fraction = 1.0, part: Part) -> Tensor:
     """a with the rows from `start` to `end` (shares of the first side) taken from b (SuperMerger's "tensor" mode; no paper)."""
-    rows = a.shape[0] if a.dim() else 1
-    first, last = round(start * rows), round(end * rows)
-    made = a.clone().reshape(rows, -1)
-    made[first:last] = b.reshape(rows, -1)[first:last]
-    return made.reshape(a.shape)
+    rows = part.shape[0] if part.shape else 1
+    first, last = (max(round(share * rows) * part.columns - part.start, 0) for share in (start, end))
+    a.view(-1)[first:last] = b.view(-1)[first:last]
+    return a
 
 
 def dropout(a: Tensor, b: Tensor, *, p: Fraction, generator: Generators) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import zlib
@@ -20,6 +21,8 @@ from jpgen.merge.files import write_tensors
 from jpgen.merge.keys import Moved, Slice
 from jpgen.merge.low_rank import of_product, truncated
 from jpgen.safety import Stored, check_safetensors, sha256_of
+
+log = logging.getLogger("jpgen")
 
 KEYS = ("kohya", "peft")
 
@@ -78,18 +81,20 @@ def merge_loras(
     rank: int | None = None,
     keys: str = "",
     dtype: torch.dtype = torch.float32,
+    allow_unmatched: bool = False,
 ) -> int:
     """Write Σ wᵢ·ΔWᵢ of some files as one LoRA; returns how many modules it has, which are all of them.
 
     Without `rank` the sum is exact: the factors of each module stand side by side, ranks add up. With it, the best of that rank (truncated SVD).
-    `keys` "kohya" or "peft" (""; as the first file). Raises WeightsError for files of different families or shapes, and for kinds that are no sum of
-    factors: DoRA at any rank, LoHa, LoKr and whole deltas of matrices without a rank.
+    `keys` "kohya" or "peft" (""; as the first file). With `allow_unmatched`, keys of unknown kinds and modules that cannot be added up are left out,
+    with a warning that names them. Raises WeightsError for files of different families or shapes, and for kinds that are no sum of factors: DoRA at
+    any rank, LoHa, LoKr and whole deltas of matrices without a rank.
 
         >>> merge_loras([(Path("a.safetensors"), 0.6), (Path("b.safetensors"), 0.4)], Path("ab.safetensors"))  # doctest: +SKIP
         788
     """
     _require_settings(rank, keys)
-    adapters = [(read_adapter(path), weight) for path, weight in loras]
+    adapters = [(read_adapter(path, allow_unknown=allow_unmatched), weight) for path, weight in loras]
     families = {adapter.family for adapter, _ in adapters} - {"unknown"}
     if not adapters or len(families) > 1:
         told = ", ".join(f"{adapter.path} ({adapter.family})" for adapter, _ in adapters) or "none given"
@@ -103,7 +108,9 @@ def merge_loras(
             groups.setdefault((change.part, common_name(change.part, change.module, adapter.layout.variant)), []).append((change, weight))
     faults: list[str] = []
     made = [factors for changes in groups.values() if (factors := _summed(changes, rank, faults))]
-    if faults:
+    if faults and allow_unmatched and made:
+        log.warning("足せないので除いたモジュール / %d modules left out: %s", len(faults), some(faults, "; "))
+    elif faults:
         raise WeightsError(f"足せないモジュールが {len(faults)} 個あります / {len(faults)} modules cannot be added up: {some(faults, '; ')}")
     inputs = [{"name": path.name, "sha256": sha256_of(path), "weight": weight} for path, weight in loras]
     done = {"operation": "merge" if len(loras) > 1 else "resize", "inputs": inputs, "rank": rank}

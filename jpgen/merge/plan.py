@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jpgen.errors import WeightsError
+from jpgen.errors import SettingError
 from jpgen.lora import Adapter
-from jpgen.merge.evaluation import TILE, Expression, Read, Shares, Target, by_chance, expression, in_tiles, models_of
+from jpgen.merge.evaluation import (
+    PIECE,
+    TILE,
+    Expression,
+    Read,
+    Shares,
+    Target,
+    by_chance,
+    by_rows,
+    expression,
+    in_steps,
+    in_tiles,
+    models_of,
+    passes,
+    tile_length,
+)
 from jpgen.merge.groups import block_namer
+from jpgen.merge.names import FOLDER, SINGLE, in_common_names, is_aside, require_alike
+from jpgen.merge.outputs import File, Seat, laid_out
 from jpgen.merge.recipe import Lora, Model, Recipe, require_fixed, require_valid
 from jpgen.merge.sources import TYPES, Find, Place, Source, find_files, open_adapter, open_source, shares_of
 from jpgen.safety import BITS, Stored
 
 OUTPUT = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": "F8_E4M3"}
 
-PIECE = 8 * TILE
-"""Values that are read and written at a time."""
-
-COPY, TILES, WHOLE = "copy", "tiles", "whole"
+COPY, TILES, STEPS, WHOLE = "copy", "tiles", "steps", "whole"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of the result: `count` values of type `dtype` at byte `begin` of its values, made by `made` of what is at `places`, in the way `kind`.
+    """A piece of the result: `count` values of type `dtype` at byte `begin` of a file's, made by `made` of what is at `places`, in the way `kind`.
 
-    `names` are the tensors in it, with the value of the piece at which each begins; `first` is the number of its first tile.
+    `names` are the tensors in it, with the value of the piece at which each begins; `first` is the number of its first tile, `file` that of the file.
+    Where `view` says so it lies the other way round there; then, or where a place does, the piece is a whole tensor. A tensor made in STEPS has for
+    each pass a job for each of its `pieces`, of which this is number `piece`; those of the last `step` make its values. One that is a single piece
+    is one job.
     """
 
     kind: str
@@ -40,16 +56,28 @@ class Job:
     places: tuple[Place, ...]
     names: tuple[tuple[int, str], ...]
     first: int = 0
+    file: int = 0
+    view: str = ""
+    shape: tuple[int, ...] = ()
+    step: int = 0
+    piece: int = 0
+    pieces: int = 1
+    makes: bool = True
+
+    @property
+    def turned(self) -> bool:
+        """Whether it lies otherwise in a file than it is computed."""
+        return bool(self.view) or any(place.view for place in self.places)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it: `tensors` of the result in their order, `jobs` in that order, and the inputs."""
+    """All of it: the files of the result, `jobs` in their order there, and the inputs, with names that are the same in all of them."""
 
     recipe: Recipe
     sources: Mapping[Model, Source]
     adapters: Mapping[Lora, Adapter]
-    tensors: Mapping[str, Stored]
+    outputs: tuple[File, ...]
     jobs: tuple[Job, ...]
     shares: Shares
 
@@ -59,32 +87,31 @@ class Plan:
         return {**{one: source.files for one, source in self.sources.items()}, **{one: (adapter.path,) for one, adapter in self.adapters.items()}}
 
     @property
+    def folder(self) -> bool:
+        """Whether the result is a folder."""
+        return any(file.path for file in self.outputs)
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        """The tensors of the result, those of a folder with their file before them."""
+        return {f"{file.path}:{name}" if file.path else name: stored for file in self.outputs for name, stored in file.tensors.items()}
+
+    @property
     def size(self) -> int:
         """Bytes of the result's values."""
-        return sum(_bytes(stored) for stored in self.tensors.values())
+        return sum(file.size for file in self.outputs)
 
     @property
     def bytes_needed(self) -> int:
         """Bytes of the inputs that must be read."""
-        return sum(place.size for job in self.jobs for place in job.places)
-
-    def header(self, metadata: Mapping[str, str]) -> bytes:
-        """The first bytes of the result."""
-        table: dict[str, object] = {"__metadata__": dict(metadata)}
-        reached = 0
-        for name, stored in self.tensors.items():
-            end = reached + _bytes(stored)
-            table[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [reached, end]}
-            reached = end
-        text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return sum(place.size for job in self.jobs if job.makes for place in job.places)
 
 
-def plan(recipe: Recipe, find: Find | None = None) -> Plan:
-    """How the recipe is merged; reads headers and adapters, no weights.
+def plan(recipe: Recipe, find: Find | None = None, *, output: Path | None = None) -> Plan:
+    """How the recipe is merged; reads headers and adapters, no weights. The name of the `output` tells the layout where the recipe does not.
 
-    Raises RecipeError for what is wrong with the recipe, WeightsError for inputs that are missing or damaged, or differ in names or shapes.
+    Raises RecipeError for what is wrong with the recipe, SettingError for an output that is named otherwise than its layout wants, and WeightsError
+    for inputs that are missing or damaged, or differ in names or shapes.
     """
     require_valid(recipe)
     require_fixed(recipe)
@@ -98,27 +125,47 @@ def plan(recipe: Recipe, find: Find | None = None) -> Plan:
         else:
             adapters[leaf] = open_adapter(leaf, found if not isinstance(found, Mapping) else [path for paths in found.values() for path in paths])
     first = next(iter(sources))
-    _require_alike(first, sources)
-    headers = {name: place.stored for name, place in sources[first].tensors.items()}
+    if output is not None:
+        recipe = replace(recipe, layout=_layout(recipe.layout, output, sources[first]))
+    sources, form = in_common_names(sources, recipe.layout)
+    require_alike(sources)
+    headers = sources[first].headers
     shares = {leaf: shares_of(adapter, headers) for leaf, adapter in adapters.items()}
     wanted = OUTPUT.get(recipe.dtype)
     stored = {name: Stored(wanted if wanted and one.dtype in TYPES else one.dtype, one.shape) for name, one in headers.items()}
-    order = sorted(stored, key=lambda name: (-BITS[stored[name].dtype], name))  # as safetensors itself, so that values stay aligned
-    tensors = {name: stored[name] for name in order}
-    block = block_namer(order)
-    jobs = tuple(_pieces(_runs(recipe, sources, tensors, block, shares)))
-    return Plan(recipe, sources, adapters, tensors, jobs, shares)
+    outputs, seats = laid_out(stored, form)
+    tensors = {name: stored[name] for name in sorted(seats, key=lambda name: (seats[name].file, seats[name].begin))}
+    parts = _Parts(recipe, sources, seats, block_namer(list(tensors)), shares)
+    return Plan(recipe, sources, adapters, outputs, tuple(_pieces(_runs(tensors, parts))), shares)
 
 
-def _runs(
-    recipe: Recipe, sources: Mapping[Model, Source], tensors: Mapping[str, Stored], block: Callable[[str], str], shares: Shares
-) -> Iterator[Job]:
+def _layout(layout: str, output: Path, first: Source) -> str:
+    """The layout of an output of this name ("": that of the first input)."""
+    is_file = output.suffix == ".safetensors"
+    if layout and is_file != (layout == SINGLE):
+        wanted = "a .safetensors file" if layout == SINGLE else "a folder"
+        raise SettingError(f"{output}: 出力先が形式と合いません / the layout {layout} is {wanted}: name one, or another layout")
+    if not layout and is_file == bool(first.folder):
+        return SINGLE if is_file else FOLDER
+    return layout
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What jobs are made of."""
+
+    recipe: Recipe
+    sources: Mapping[Model, Source]
+    seats: Mapping[str, Seat]
+    block: Callable[[str], str]
+    shares: Shares
+
+
+def _runs(tensors: Mapping[str, Stored], parts: _Parts) -> Iterator[Job]:
     """A job for each tensor; neighbours that are made alike of neighbours are one."""
     last: Job | None = None
-    begin = 0
     for name, stored in tensors.items():
-        job = _job(recipe, sources, name, stored, block(name), shares, begin)
-        begin += _bytes(stored)
+        job = _job(parts, name, stored)
         if last is not None and _follows(last, job):
             names = (*last.names, (last.count, name))
             places = tuple(_longer(one, other) for one, other in zip(last.places, job.places, strict=True))
@@ -131,24 +178,31 @@ def _runs(
         yield last
 
 
-def _job(recipe: Recipe, sources: Mapping[Model, Source], name: str, stored: Stored, block: str, shares: Shares, begin: int) -> Job:
-    target = Target(name, block, recipe.seed, shares)
-    count = math.prod(stored.shape)
+def _job(parts: _Parts, name: str, stored: Stored) -> Job:
+    sources, seat = parts.sources, parts.seats[name]
     first = next(iter(sources))
-    if stored.dtype not in TYPES:
-        made: Expression = Read(first)
+    spelt = dict.fromkeys((*(source.tensors[name].name for source in sources.values() if name in source.tensors), seat.name))
+    target = Target(name, parts.block(name), parts.recipe.seed, parts.shares, tuple(one for one in spelt if one != name))
+    made: Expression = Read(first)
+    if is_aside(name):
+        places: tuple[Place, ...] = (sources[first].tensors[name],)
+    elif stored.dtype not in TYPES:
         places = tuple(source.tensors[name] for source in sources.values())
-        return Job(COPY, made, target, stored.dtype, begin, count, places, ((0, name),))
-    made = expression(recipe.root, target)
-    places = tuple(sources[model].tensors[name] for model in models_of(made))
+    else:
+        made = expression(parts.recipe.root, target)
+        places = tuple(sources[model].tensors[name] for model in models_of(made))
     copied = isinstance(made, Read) and places[0].stored.dtype == stored.dtype
-    kind = COPY if copied else TILES if in_tiles(made) else WHOLE
-    return Job(kind, made, target, stored.dtype, begin, count, places, ((0, name),))
+    kind = COPY if copied else TILES if in_tiles(made) else STEPS if in_steps(made) else WHOLE
+    count = math.prod(stored.shape)
+    job = Job(kind, made, target, stored.dtype, seat.begin, count, places, ((0, name),), file=seat.file, view=seat.view, shape=stored.shape)
+    return replace(job, kind=WHOLE) if job.turned and kind != COPY else job
 
 
 def _follows(last: Job, job: Job) -> bool:
     """Whether the two may be one piece."""
-    if last.kind != job.kind or last.kind == WHOLE or last.dtype != job.dtype or last.dtype not in TYPES or not _alike(last.made, job.made):
+    if last.kind != job.kind or last.kind in (STEPS, WHOLE) or last.dtype != job.dtype or last.dtype not in TYPES or not _alike(last.made, job.made):
+        return False
+    if last.file != job.file or last.turned or job.turned:
         return False
     pairs = zip(last.places, job.places, strict=True)
     return all(
@@ -169,7 +223,10 @@ def _longer(one: Place, other: Place) -> Place:
 def _pieces(runs: Iterator[Job]) -> Iterator[Job]:
     """Runs cut into pieces of PIECE values; whole tensors and those of other types stay whole."""
     for run in runs:
-        if run.kind == WHOLE or run.dtype not in TYPES or run.count <= PIECE:
+        if run.kind == STEPS:
+            yield from _steps(run)
+            continue
+        if run.kind == WHOLE or run.turned or run.dtype not in TYPES or run.count <= PIECE:
             yield run
             continue
         bytes_out = BITS[run.dtype] // 8
@@ -186,33 +243,23 @@ def _pieces(runs: Iterator[Job]) -> Iterator[Job]:
             yield replace(run, begin=run.begin + start * bytes_out, count=count, places=places, names=names, first=start // TILE)
 
 
+def _steps(run: Job) -> Iterator[Job]:
+    """The jobs of a tensor that is looked at before it is made: every piece in a pass before any of the next."""
+    tile = tile_length(run.shape, by_rows(run.made))
+    length = max(PIECE // tile, 1) * tile
+    if run.count <= length:
+        yield run
+        return
+    starts, last = range(0, run.count, length), len(passes(run.made))
+    for step in range(last + 1):
+        for piece, start in enumerate(starts):
+            count = min(length, run.count - start)
+            begin, places = run.begin + start * BITS[run.dtype] // 8, tuple(_cut(place, start, count) for place in run.places)
+            yield replace(
+                run, begin=begin, count=count, places=places, first=start // tile, step=step, piece=piece, pieces=len(starts), makes=step == last
+            )
+
+
 def _cut(place: Place, start: int, count: int) -> Place:
     stored = place.stored
     return Place(place.path, Stored(stored.dtype, (count,), stored.begin + start * BITS[stored.dtype] // 8))
-
-
-def _bytes(stored: Stored) -> int:
-    return math.prod(stored.shape) * BITS[stored.dtype] // 8
-
-
-def _require_alike(first: Model, sources: Mapping[Model, Source]) -> None:
-    """Raise WeightsError, naming them, if models differ in names or shapes from the first."""
-    wanted, wrong = sources[first].tensors, []
-    for model, source in sources.items():
-        tensors = source.tensors
-        faults = [f"no {name}" for name in sorted(wanted.keys() - tensors.keys())]
-        faults += [f"extra {name}" for name in sorted(tensors.keys() - wanted.keys())]
-        for name in sorted(wanted.keys() & tensors.keys()):
-            one, other = tensors[name].stored, wanted[name].stored
-            faults += [] if one.shape == other.shape else [f"{name} {list(one.shape)} for {list(other.shape)}"]
-            if (one.dtype in TYPES) != (other.dtype in TYPES) or (one.dtype not in TYPES and one.dtype != other.dtype):
-                faults.append(f"{name} {one.dtype} for {other.dtype}")
-        if faults:
-            wrong.append(f"{label(model)}: {len(faults)} tensors: {', '.join(faults[:5])}")
-    if wrong:
-        raise WeightsError(f"モデルの形が揃いません / these models are not of the shape of {label(first)}: {'; '.join(wrong)}; name others")
-
-
-def label(node: Model | Lora) -> str:
-    """How messages call an input."""
-    return f"{node.name} ({node.file})" if node.file else node.name

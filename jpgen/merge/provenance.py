@@ -17,10 +17,12 @@ from jpgen.merge.plan import Plan, plan
 from jpgen.merge.reading import parse_recipe
 from jpgen.merge.recipe import Lora, Model, Recipe, short_names
 from jpgen.merge.sources import Files, Find, find_files
-from jpgen.safety import CHUNK, check_safetensors, sha256_of
+from jpgen.safety import CHUNK, check_safetensors, read_json, sha256_of
 
 RECIPE_KEY, INPUTS_KEY, ANCESTORS_KEY, TERMS_KEY = "jpgen.recipe", "jpgen.inputs", "jpgen.ancestors", "jpgen.licenses"
 """Metadata of a merged file: the recipe, the SHA-256 of each file that went in, the same of inputs that were merged themselves, and the terms."""
+
+PREDICTION_KEY = "modelspec.prediction_type"
 
 A1111_RECIPE, A1111_MODELS = "sd_merge_recipe", "sd_merge_models"
 """As stable-diffusion-webui writes and shows it: https://github.com/AUTOMATIC1111/stable-diffusion-webui/pull/9312."""
@@ -91,19 +93,20 @@ def describe(made: Plan, terms: Mapping[str, Terms]) -> dict[str, str]:
     parts = carried | {names[leaf.name]: terms.get(leaf.name, carried.get(names[leaf.name], Terms("unknown"))) for leaf in recipe.leaves}
     strict = strictest(list(parts.values()))
     licences = "; ".join(dict.fromkeys(one.license for one in parts.values()))
+    predicted = _prediction(made)
     return {
         "format": "pt", RECIPE_KEY: _json(data), INPUTS_KEY: _json(inputs), ANCESTORS_KEY: _json(ancestors),
         TERMS_KEY: _json({"parts": {name: [one.license, one.commercial] for name, one in parts.items()}, "commercial": strict}),
         A1111_RECIPE: _json({"type": "jpgen", "recipe": data}), A1111_MODELS: _json(models),
         "modelspec.sai_model_spec": "1.0.1", "modelspec.title": recipe.name, "modelspec.architecture": _architecture(made),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models", "modelspec.license": f"{licences} (commercial: {strict})",
-        "modelspec.merged_from": ", ".join(inputs),
+        "modelspec.merged_from": ", ".join(inputs), **({PREDICTION_KEY: predicted} if predicted else {}),
     }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found: whether the file is what its metadata say, and if not which tensors are not."""
+    """What `verify` found: whether the file or folder is what its metadata say, and if not which tensors are not."""
 
     path: Path
     inputs: int
@@ -112,30 +115,40 @@ class Verified:
 
 
 def verify(path: Path, *, find: Find | None = None, folders: Sequence[Path] = (), threads: int | None = None) -> Verified:
-    """Make a merged file again of its own metadata, in a temporary file, and compare.
+    """Make a merged file, or the weights of a merged folder, again of the metadata in it, in a temporary place, and compare.
 
     Inputs are looked for by their names here, beside the file and in `folders`, or by `find`, and must have the SHA-256 that was written down. Raises
     WeightsError for a file that tells no recipe or whose inputs are missing or others, and what `merge` raises.
     """
     from jpgen.merge.engine import write
 
-    header = check_safetensors(path)
+    weights = sorted(path.glob("*/*.safetensors")) if path.is_dir() else [path]
+    if not weights:
+        raise WeightsError(f"{path} に重みがありません / no weights in {path}: name a merged file, or a merged folder")
+    header = check_safetensors(weights[0])
     if RECIPE_KEY not in header.metadata or INPUTS_KEY not in header.metadata:
         raise WeightsError(f"{path} にはレシピがありません / {path} tells no recipe: it was not merged by jpgen, or its metadata are gone")
     try:
         recipe = parse_recipe(header.metadata[RECIPE_KEY])
     except RecipeError as error:
         raise WeightsError(f"{path}: {error}") from error
-    wanted = _table(header.metadata[INPUTS_KEY])
-    made = plan(recipe, lambda leaf: _search(leaf, wanted.get(_title(leaf, {}), []), find, [Path(), path.parent, *folders]))
+    wanted, beside = _table(header.metadata[INPUTS_KEY]), path.absolute().parent
+    made = plan(recipe, lambda leaf: _search(leaf, wanted.get(_title(leaf, {}), []), find, [Path(), beside, *folders]))
     if digests(made) != wanted:
         got = digests(made)
         other = ", ".join(name for name in wanted if got.get(name) != wanted[name])
         raise WeightsError(f"{path}: 入力が違います / {path}: these inputs are not those it was made of: {other}; give the folder of the right ones")
-    with tempfile.TemporaryDirectory(prefix=".jpgen-", dir=path.parent) as folder:
-        again = write(made, Path(folder) / "again.safetensors", header.metadata, threads=threads)
-        differing = _differing(path, again)
+    with tempfile.TemporaryDirectory(prefix=".jpgen-", dir=beside) as folder:
+        again = write(made, Path(folder) / "again", header.metadata, threads=threads, companions=lambda _file, _folder: None)
+        differing = _differing(path, again) if path.is_file() else _differing_in_folder(path, again)
     return Verified(path, len(made.files), len(made.tensors), differing)
+
+
+def _differing_in_folder(one: Path, other: Path) -> tuple[str, ...]:
+    """The same of folders, with the files that only one has, and the file before each tensor."""
+    first, second = ({str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")} for folder in (one, other))
+    found = sorted(first ^ second)
+    return (*found, *(f"{name}:{tensor}" for name in sorted(first & second) for tensor in _differing(one / name, other / name)))
 
 
 def _differing(one: Path, other: Path) -> tuple[str, ...]:
@@ -194,6 +207,17 @@ def _architecture(made: Plan) -> str:
     except WeightsError:
         return "unknown"
     return ARCHITECTURES.get(variant, variant)
+
+
+def _prediction(made: Plan) -> str:
+    """What the first model's U-Net predicts ("v", "epsilon"), if its file or its folder's scheduler tells it."""
+    source = next(iter(made.sources.values()))
+    if source.folder is None:
+        return next((told for path in source.files if (told := check_safetensors(path).metadata.get(PREDICTION_KEY))), "")
+    scheduler = source.folder / "scheduler" / "scheduler_config.json"
+    has_unet = any(name.startswith("unet.") for name in source.tensors)
+    told = read_json(scheduler).get("prediction_type") if has_unet and scheduler.is_file() else None
+    return {"v_prediction": "v", "epsilon": "epsilon"}.get(str(told), "")
 
 
 def _legacy_hash(path: Path) -> str:

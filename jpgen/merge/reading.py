@@ -25,7 +25,7 @@ from jpgen.merge.recipe import MAX_DEPTH, MAX_NODES, VERSION, Free, Lora, Merge,
 MAX_BYTES = 1 << 20
 ENDINGS = (".yaml", ".yml", ".json")
 
-TOP = {"version": int, "root": (dict, str), "parts": dict, "dtype": str, "seed": int, "name": str, "base": str, "text_encoder": str,
+TOP = {"version": int, "root": (dict, str), "parts": dict, "dtype": str, "layout": str, "seed": int, "name": str, "base": str, "text_encoder": str,
        "sources": list, "unverified": list}  # fmt: skip
 
 
@@ -132,8 +132,9 @@ class _Reader:
         root = self._node("root", table["root"], 1)
         texts = {key: tuple(map(str, table.get(key, ()))) for key in ("sources", "unverified")}
         return Recipe(
-            root, table.get("dtype", ""), table.get("seed", 0), table.get("name", name), table.get("base", ""), table.get("text_encoder", ""), **texts
-        )
+            root, table.get("dtype", ""), table.get("seed", 0), table.get("name", name), table.get("base", ""), table.get("text_encoder", ""),
+            layout=table.get("layout", ""), **texts,
+        )  # fmt: skip
 
     def _node(self, place: str, told: Any, depth: int) -> Node:
         nothing = Model("none")

@@ -22,6 +22,9 @@ MAX_NODES, MAX_DEPTH = 2000, 32
 DTYPES = ("", "fp32", "bf16", "fp16", "fp8")
 """Types of the result ("": of each tensor that of the first model)."""
 
+LAYOUTS = ("", "single", "diffusers")
+"""How the result lies ("": as the first model): a single file as of A1111, or a folder as of diffusers."""
+
 VERSION = 1
 
 
@@ -71,7 +74,7 @@ Node = Model | Lora | Merge
 
 @dataclass(frozen=True)
 class Recipe:
-    """A tree and what comes out of it: `dtype` of DTYPES, `seed` of the methods of chance.
+    """A tree and what comes out of it: `dtype` of DTYPES, `layout` of LAYOUTS, `seed` of the methods of chance.
 
     `base` and `text_encoder` are, of a recipe for a picture model, the rows of the catalogue that bring all but the U-Net; `sources` and `unverified`
     are remarks and change nothing.
@@ -85,6 +88,7 @@ class Recipe:
     text_encoder: str = ""
     sources: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
+    layout: str = ""
 
     @property
     def leaves(self) -> tuple[Model | Lora, ...]:
@@ -114,7 +118,7 @@ class Recipe:
         """The recipe as it would be written, in one form, without the folders of files that are given by absolute paths."""
         names = short_names(self.leaves)
         told: dict[str, Any] = {"version": VERSION, "name": self.name, "seed": self.seed}
-        told |= {key: value for key in ("dtype", "base", "text_encoder") if (value := getattr(self, key))}
+        told |= {key: value for key in ("dtype", "layout", "base", "text_encoder") if (value := getattr(self, key))}
         told |= {key: list(value) for key in ("sources", "unverified") if (value := getattr(self, key))}
         return {**told, "root": _node_data(self.root, names)}
 
@@ -153,6 +157,8 @@ def check(recipe: Recipe) -> list[str]:
         wrong.append("root: an adapter is no model: use add_lora")
     if recipe.dtype not in DTYPES:
         wrong.append(f"dtype: {recipe.dtype!r}, known: {', '.join(DTYPES[1:])}")
+    if recipe.layout not in LAYOUTS:
+        wrong.append(f"layout: {recipe.layout!r}, known: {', '.join(LAYOUTS[1:])}")
     return wrong
 
 

@@ -16,6 +16,7 @@ from jpgen.errors import WeightsError
 from jpgen.lora import DENOISER, Adapter, Change, read_adapter, some
 from jpgen.lora_modules import bfl_spellings, ldm_spellings, plain_spelling
 from jpgen.merge.groups import COMPONENTS
+from jpgen.merge.keys import KeySpace, canonical
 from jpgen.merge.recipe import Lora, Model
 from jpgen.safety import BITS, Stored, check_safetensors
 from jpgen.weights import find_weights
@@ -30,9 +31,8 @@ Files = Sequence[Path]
 Find = Callable[[Model | Lora], Files | Mapping[str, Files]]
 """Finds the files of an input: one, or the shards, of one model; or those of each component of a folder."""
 
-STEMS = {"text_encoder": "model", "text_encoder_2": "model", "text_encoder_3": "model"}
-"""How the weights of a component are called, where not as diffusers calls them."""
-
+ONLY_SINGLE = "single_file_only.safetensors"
+"""In a folder made of a single file: what of it no component has a place for, so that the file can be made again."""
 
 ORIGINALS = ("model.diffusion_model.", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 """What names begin with in single files, before the names of the module."""
@@ -40,10 +40,15 @@ ORIGINALS = ("model.diffusion_model.", "cond_stage_model.transformer.", "conditi
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor in a file: from which byte on, and its type and shape."""
+    """A tensor in a file: from which byte on, its type and shape, and what the file calls the tensor that it is, or is a part of.
+
+    `view` is how it lies there: "" as it is, "transpose", or "swap" (its lower half comes first).
+    """
 
     path: Path
     stored: Stored
+    name: str = ""
+    view: str = ""
 
     @property
     def size(self) -> int:
@@ -53,10 +58,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Source:
-    """An input that has been looked at: its files and its tensors by name."""
+    """An input that has been looked at: its files and its tensors by name; `folder` if its components are in folders, `space` where it is known."""
 
     files: tuple[Path, ...]
     tensors: Mapping[str, Place]
+    folder: Path | None = None
+    space: KeySpace | None = None
+
+    @property
+    def headers(self) -> dict[str, Stored]:
+        """The tensors as the headers have them."""
+        return {name: place.stored for name, place in self.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ def find_files(node: Model | Lora) -> Files | Mapping[str, Files]:
         return [path / node.file]
     inside = [name for name in COMPONENTS if (path / name).is_dir()]
     if inside and isinstance(node, Model):
-        return {name: find_weights(path / name, STEMS.get(name, "diffusion_pytorch_model"), None) for name in inside if _wanted(node, name)}
+        found: dict[str, Files] = {name: find_weights(path / name, stem_of(name), None) for name in inside if node.component in ("", name)}
+        return {**found, "": [path / ONLY_SINGLE]} if not node.component and (path / ONLY_SINGLE).is_file() else found
     for stem in ("diffusion_pytorch_model", "model"):
         if any(path.glob(f"{stem}*")):
             return find_weights(path, stem, None)
@@ -92,6 +105,7 @@ def open_source(node: Model, found: Files | Mapping[str, Files]) -> Source:
     """The tensors of a model by their names, those of a folder with their component before it; raises WeightsError for damage."""
     if not isinstance(found, Mapping):
         found = {"": found}
+    folder = next((paths[0].parent.parent for component, paths in found.items() if component and paths), None)
     tensors: dict[str, Place] = {}
     for component, paths in found.items():
         for path in paths:
@@ -99,13 +113,18 @@ def open_source(node: Model, found: Files | Mapping[str, Files]) -> Source:
                 full = f"{component}.{name}" if component else name
                 if full in tensors:
                     raise WeightsError(f"{node.name}: {full} が二つのファイルにあります / {node.name}: {full} is in two of its files: fetch it again")
-                tensors[full] = Place(path, stored)
+                tensors[full] = Place(path, stored, full)
     if node.component:
-        inside = {name: place for name, place in tensors.items() if component_of(name) == node.component}
+        inside = _of_component(node.component, tensors)
         if not inside:
             raise WeightsError(f"{node.name} に {node.component} がありません / {node.name} holds no {node.component}: {some(tensors)}")
         tensors = inside
-    return Source(tuple(path for paths in found.values() for path in paths), tensors)
+    return Source(tuple(path for paths in found.values() for path in paths), tensors, folder)
+
+
+def stem_of(component: str) -> str:
+    """How the file of a component's weights is called."""
+    return "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def component_of(name: str) -> str:
@@ -196,11 +215,25 @@ class Reader:
         made = torch.empty(place.size, dtype=torch.uint8)
         if place.size:
             self.read(place.path, place.stored.begin, made.numpy())
-        return made.view(TYPES[place.stored.dtype]).reshape(place.stored.shape)
+        shape = place.stored.shape[::-1] if place.view == "transpose" else place.stored.shape
+        return turned(made.view(TYPES[place.stored.dtype]).reshape(shape), place.view)
 
 
-def _wanted(node: Model, component: str) -> bool:
-    return node.component in ("", component)
+def turned(values: Tensor, view: str) -> Tensor:
+    """Values the other way round: "transpose", or "swap" (the halves of the rows change places); done twice, either is nothing."""
+    if view == "transpose":
+        return values.T.contiguous()
+    return values.roll(len(values) // 2, 0) if view == "swap" else values
+
+
+def _of_component(component: str, tensors: Mapping[str, Place]) -> dict[str, Place]:
+    """The tensors of a component, in the names of any layout."""
+    try:
+        known = canonical({name: place.stored for name, place in tensors.items()})
+    except WeightsError:
+        return {name: place for name, place in tensors.items() if component_of(name) == component}
+    inside = {part.source for name, moved in known.items() if name.startswith(f"{component}.") for part in moved.slices}
+    return {name: place for name, place in tensors.items() if name in inside}
 
 
 def _modules(part: str, tensors: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:

@@ -10,8 +10,10 @@ import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,6 +32,13 @@ ART = {
 }
 """Art set -> (npm package, version, SPDX licence, attribution)."""
 
+MORE_ART = {
+    "noto-v1": ("@iconify-json/noto-v1", "1.2.5", "Apache-2.0", "Google Inc, Noto Emoji (v1)"),
+    "fxemoji": ("@iconify-json/fxemoji", "1.2.2", "Apache-2.0", "Mozilla, Firefox OS Emoji"),
+    "streamline": ("@iconify-json/streamline-emojis", "1.2.4", "CC-BY-4.0", "Streamline, Streamline Emojis"),
+}
+"""Art sets that only mame-clip learns from: more hands that drew the same things."""
+
 NAMES_SET = "noto"  # Fluent's own table has names but no code points; Noto's names bridge the two
 EXCLUDED_GROUPS = frozenset({None, 2, 8, 9})  # no group, skin and hair components, symbols, flags
 EMOJI_TABLE = ("emojibase-data", "17.0.0")
@@ -44,10 +53,13 @@ class Drawing:
     row: int
 
 
-def fetch_art(folder: Path) -> None:
-    """Download the npm packages of `ART` into `folder/<package>-<version>/`, skipping those already there."""
+ArtSets = Mapping[str, tuple[str, str, str, str]]
+
+
+def fetch_art(folder: Path, sets: ArtSets = ART) -> None:
+    """Download the npm packages of these art sets into `folder/<package>-<version>/`, skipping those already there."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(package, version) for package, version, _, _ in ART.values()] + [EMOJI_TABLE]
+    wanted = [(package, version) for package, version, _, _ in (*sets.values(), ART[NAMES_SET])] + [EMOJI_TABLE]
     for package, version in wanted:
         target = _package_folder(folder, package, version)
         if target.is_dir():
@@ -67,19 +79,14 @@ def fetch_art(folder: Path) -> None:
         archive.unlink()
 
 
-def render_sprites(art_folder: Path, out: Path) -> None:
-    """Render every usable emoji of every art set: `out/sprites.npy` uint8 [n, 192, 192, 4] and `out/sprites.json`."""
+def render_sprites(art_folder: Path, out: Path, sets: ArtSets = ART) -> None:
+    """Render every usable emoji of these art sets: `out/sprites.npy` uint8 [n, 192, 192, 4] and `out/sprites.json`."""
     try:
         import resvg_py
     except ImportError as error:
         raise MissingExtraError("絵を描くには resvg-py が要ります / rendering sprites needs resvg-py: pip install 'jpgen[train]'") from error
-    sets = {}
-    for art, (package, version, _, _) in ART.items():
-        folder = _package_folder(art_folder, package, version) / "package"
-        icons = json.loads((folder / "icons.json").read_text("utf-8"))
-        chars = json.loads((folder / "chars.json").read_text("utf-8"))
-        sets[art] = icons, {_plain_code(code): name for code, name in chars.items()}
-    bridge = sets[NAMES_SET][1]
+    icons_of = {art: _read_set(art_folder, package, version) for art, (package, version, _, _) in sets.items()}
+    bridge = _read_set(art_folder, *ART[NAMES_SET][:2])[1]
     table = _package_folder(art_folder, *EMOJI_TABLE) / "package" / "en" / "data.json"
     sprites: list[np.ndarray] = []
     drawings: list[Drawing] = []
@@ -87,8 +94,8 @@ def render_sprites(art_folder: Path, out: Path) -> None:
         if entry.get("group") in EXCLUDED_GROUPS:
             continue
         code = _plain_code(entry["hexcode"])
-        for art, (icons, chars) in sets.items():
-            name = chars.get(code) or bridge.get(code)
+        for art, (icons, chars) in icons_of.items():
+            name = chars.get(code) or _bridged(bridge.get(code, ""), icons)
             name = icons.get("aliases", {}).get(name, {}).get("parent", name)
             icon = icons["icons"].get(name)
             if icon is None:
@@ -118,6 +125,18 @@ def load_sprites(folder: Path) -> tuple[np.ndarray, list[Drawing]]:
     except OSError as error:
         raise TrainingDataError(f"{folder} に絵がありません / no sprites in {folder}: make them with jpgen train mame --stage art") from error
     return array, index
+
+
+def _read_set(art_folder: Path, package: str, version: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The icons of a package, and the name of each code point it tells."""
+    folder = _package_folder(art_folder, package, version) / "package"
+    chars = json.loads((folder / "chars.json").read_text("utf-8"))
+    return json.loads((folder / "icons.json").read_text("utf-8")), {_plain_code(code): name for code, name in chars.items()}
+
+
+def _bridged(name: str, icons: dict[str, Any]) -> str:
+    """The name, as this set spells it: the same, numbered, or run together."""
+    return next((one for one in (name, f"{name}-1", name.replace("-", "")) if one in icons["icons"]), name)
 
 
 def _package_folder(folder: Path, package: str, version: str) -> Path:

@@ -225,7 +225,7 @@ def test_mames_previews_are_its_pictures() -> None:
     backbone = pixart.toy()
     latents = torch.randn(1, 16, 4, 4)
     with torch.inference_mode():
-        shown, whole = backbone._preview.images(latents, CONFIG)[0], backbone._decode(latents)[0]
+        shown, whole = backbone._preview.images(latents, CONFIG)[0], backbone.decode(latents)[0]
     assert abs(np.asarray(shown, int) - np.asarray(whole, int)).max() <= 1
 
 

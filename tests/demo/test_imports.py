@@ -1,4 +1,4 @@
-"""The demo stands at jpgen's front door: it imports the public names of `jpgen` and `jpgen.merge` and reaches nowhere inside."""
+"""The demo stands at jpgen's front door: it imports the public names of `jpgen`, `jpgen.merge` and `jpgen.prompts` and reaches nowhere inside."""
 
 import ast
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 import demo
 import jpgen
 import jpgen.merge
+import jpgen.prompts
 
-DOORS = {"jpgen": set(jpgen.__all__) | {"merge"}, "jpgen.merge": set(jpgen.merge.__all__)}
-FILES = sorted(Path(demo.__file__).parent.glob("*.py"))
+DOORS = {"jpgen": set(jpgen.__all__) | {"merge", "prompts"}, "jpgen.merge": set(jpgen.merge.__all__), "jpgen.prompts": set(dir(jpgen.prompts))}
+FILES = sorted(Path(demo.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

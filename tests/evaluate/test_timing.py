@@ -29,5 +29,16 @@ def test_the_probe_measures_something(monkeypatch: pytest.MonkeyPatch) -> None:
     found = probe(64)
     assert found.fp32 > 0 and found.bf16 > 0 and found.threads >= 1
     monkeypatch.setattr(timing, "cpu_seconds", iter([0.0, 2.0]).__next__)
-    monkeypatch.setattr(timing.torch, "get_num_threads", lambda: 1)
-    assert timing._seconds(lambda: "made") == (2.0, "made")
+    monkeypatch.setattr(timing.time, "perf_counter", iter([5.0, 8.0]).__next__)
+    timed = timing._timed(lambda: "made")
+    assert (timed.cpu, timed.clock, timed.made) == (2.0, 3.0, "made")
+
+
+def test_the_first_turn_warms_up_unless_told_not_to_and_shows_what_is_unlike() -> None:
+    order: list[str] = []
+    found = compare("row", lambda: order.append("a"), lambda: order.append("b"), rounds=2, least=None, warm=0)
+    assert order == ["a", "b"] * 2 and [len(arm) for arm in (found.ours, *found.clock)] == [2, 2, 2]
+    order.clear()
+    with pytest.raises(UnlikeError):
+        compare("row", lambda: order.append("a") or np.zeros(3), lambda: np.arange(3.0), rounds=9, least=40.0)  # type: ignore[func-returns-value]
+    assert order == ["a"]

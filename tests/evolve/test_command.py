@@ -24,8 +24,8 @@ def test_the_example_is_written_and_runs(tmp_path: Path) -> None:
     one, other = (load_file(folder / name) for name in SPOILT)
     assert one.keys() == other.keys() and all(not torch.equal(one[key], other[key]) for key in one if one[key].numel() > 1)
     plan = read_plan(folder / STUDY, load_recipe)
-    assert len(plan.search.questions) == 12 and len(plan.held_out) == 36
-    small = (folder / STUDY).read_text("utf-8").replace("search: 12, held_out: 36", "search: 2, held_out: 2").replace("steps: 6", "steps: 1")
+    assert len(plan.search.questions) == 12 and len(plan.held_out) == 48
+    small = (folder / STUDY).read_text("utf-8").replace("search: 12, held_out: 48", "search: 2, held_out: 2").replace("steps: 4", "steps: 1")
     (folder / STUDY).write_text(small.replace("population: 8", "population: 4"), "utf-8")
     done = CliRunner().invoke(main, ["evolve", str(folder / STUDY), "--evaluations", "4", "--weight", "judge_probability=1", "--json"])
     assert done.exit_code == 0, done.output

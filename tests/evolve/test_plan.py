@@ -22,12 +22,12 @@ from jpgen.types import Generation, ModelInfo, Prompt, SamplingConfig
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
-import standin  # noqa: E402
+import toys  # noqa: E402
 
 STUDY = """\
 recipe: {root: {method: lerp, inputs: [a.safetensors, b.safetensors], t: {attn: {free: [0, 1]}, other: {free: [0, 1], initial: 0.25}}}}
 prompts: {file: prompts.txt, search: 2, held_out: 1}
-objectives: [judge, {scorer: drift, parent: 1, weight: 0.5}, {scorer: "standin:brightness", name: light, goal: minimise}]
+objectives: [judge, {scorer: drift, parent: 1, weight: 0.5}, {scorer: "toys:brightness", name: light, goal: minimise}]
 """
 
 
@@ -85,7 +85,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_both_halves_of_the_prompts_are_from_the_whole_file_and_share_nothing() -> None:
-    questions = standin.questions(*map(str, range(20)))
+    questions = toys.questions(*map(str, range(20)))
     search, held_out = split(questions, 5, 5, seed=1, pictures=2)
     from jpgen.merge.study import Finished, Outcome, Trial
 

@@ -25,11 +25,11 @@ from jpgen.merge.study import Trial
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
-import standin  # noqa: E402  # as the processes that are started import it
+import toys  # noqa: E402  # as the processes that are started import it
 
 
 def evolved(folder: Path, given, **more) -> run.Evolved:
-    return run.run_plan(given, folder, standin.opener(given), **more)
+    return run.run_plan(given, folder, toys.opener(given), **more)
 
 
 def events(folder: Path) -> list[dict]:
@@ -40,7 +40,7 @@ def events(folder: Path) -> list[dict]:
 @pytest.mark.slow
 def test_it_finds_the_weights_that_were_taken_apart(tmp_path: Path) -> None:
     """a + t (b − a) is the toy itself at attn 0, other 1; the middle, where it begins, is the plain average."""
-    given = standin.plan(tmp_path, evaluations=40, method=Method("", 8, 0.3, 0))
+    given = toys.plan(tmp_path, evaluations=40, method=Method("", 8, 0.3, 0))
     found = evolved(tmp_path / "s", given)
     assert found.numbers["root.t.attn"] < 0.2 and found.numbers["root.t.other"] > 0.8
     rivals = {one.rival: one for one in found.rivals}
@@ -57,7 +57,7 @@ def test_it_finds_the_weights_that_were_taken_apart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_process_and_two_agree(tmp_path: Path) -> None:
-    given = standin.plan(tmp_path, ("drift", "drift"), evaluations=10)
+    given = toys.plan(tmp_path, ("drift", "drift"), evaluations=10)
     one, two = evolved(tmp_path / "one", given), evolved(tmp_path / "two", given, workers=2)
     assert events(tmp_path / "one") == events(tmp_path / "two")
     assert dataclasses.replace(one, folder=tmp_path, recipe=tmp_path) == dataclasses.replace(two, folder=tmp_path, recipe=tmp_path)
@@ -68,11 +68,11 @@ KILLED = """
 import sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-import standin
+import toys
 from jpgen.evolve import run
 if __name__ == "__main__":
-    given = standin.plan(Path(sys.argv[1]), ("standin:slowly",), evaluations=12)
-    run.run_plan(given, Path(sys.argv[2]), standin.opener(given), workers=int(sys.argv[3]))
+    given = toys.plan(Path(sys.argv[1]), ("toys:slowly",), evaluations=12)
+    run.run_plan(given, Path(sys.argv[2]), toys.opener(given), workers=int(sys.argv[3]))
 """
 
 
@@ -81,7 +81,7 @@ if __name__ == "__main__":
 def test_killed_and_continued_it_is_the_same_search(tmp_path: Path, workers: int) -> None:
     script, log = tmp_path / "study.py", tmp_path / "killed" / run.LOG
     script.write_text(KILLED.format(here=HERE))
-    given = standin.plan(tmp_path, ("standin:slowly",), evaluations=12)
+    given = toys.plan(tmp_path, ("toys:slowly",), evaluations=12)
     command = [sys.executable, str(script), str(tmp_path), str(log.parent), str(workers)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()})
     while process.poll() is None and (not log.exists() or log.read_bytes().count(b'"tell"') < 5):
@@ -99,8 +99,8 @@ def test_killed_and_continued_it_is_the_same_search(tmp_path: Path, workers: int
 
 def test_held_out_prompts_are_not_seen_while_it_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = tmp_path / "seen.txt"
-    monkeypatch.setenv("STANDIN_LOG", str(seen))
-    given = standin.plan(tmp_path)
+    monkeypatch.setenv("TOYS_LOG", str(seen))
+    given = toys.plan(tmp_path)
     held_out = {"富士山", "犬", "雨の街"}
     evolved(tmp_path / "s", given, held_out=False)
     assert set(seen.read_text().split()) == {"猫", "赤い船"} and len(seen.read_text().split()) == 2 * given.evaluations
@@ -111,7 +111,7 @@ def test_held_out_prompts_are_not_seen_while_it_searches(tmp_path: Path, monkeyp
         given.held_out.open("finished")
     with pytest.raises(TypeError, match="not sent"):
         pickle.dumps(given.held_out)
-    spec = Spec(standin.opener(given), Genome.of(given.recipe.free()), given.search, given.scorers, given.sampling)
+    spec = Spec(toys.opener(given), Genome.of(given.recipe.free()), given.search, given.scorers, given.sampling)
     assert not any(isinstance(getattr(spec, one.name), HeldOut) for one in dataclasses.fields(spec))
     sent = pickle.dumps(spec)
     assert "猫".encode() in sent and not any(text.encode() in sent for text in held_out)
@@ -119,7 +119,7 @@ def test_held_out_prompts_are_not_seen_while_it_searches(tmp_path: Path, monkeyp
 
 def test_a_trial_writes_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    given = standin.plan(tmp_path, ("drift", "drift"), evaluations=12)
+    given = toys.plan(tmp_path, ("drift", "drift"), evaluations=12)
     parents = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     written = 0
 
@@ -143,27 +143,27 @@ def test_a_trial_writes_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_scorers_that_fail_are_told_and_the_search_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, told in (("sometimes_nan", "= nan"), ("sometimes_raises", "ValueError: odd")):
-        evolved(tmp_path / name, standin.plan(tmp_path, (f"standin:{name}",)), held_out=False)
+        evolved(tmp_path / name, toys.plan(tmp_path, (f"toys:{name}",)), held_out=False)
         tells = [event for event in events(tmp_path / name) if event["event"] == "tell"]
         failed = [event for event in tells if event["scores"] == [None]]
         assert len(tells) == 8 and 0 < len(failed) < 8 and all(told in event["faults"][0] for event in failed)
         assert told in caplog.text
     with pytest.raises(StudyError, match=r"every trial failed.*ZeroDivisionError: no"):
-        evolved(tmp_path / "never", standin.plan(tmp_path, ("standin:always_raises",)))
+        evolved(tmp_path / "never", toys.plan(tmp_path, ("toys:always_raises",)))
     assert len([event for event in events(tmp_path / "never") if event["event"] == "tell"]) == 8
 
 
 def test_weights_out_of_bounds_fail_before_a_picture_is_drawn(tmp_path: Path) -> None:
-    given = standin.plan(tmp_path, ratio=(3.0, 4.0))
-    spec = Spec(standin.opener(given), Genome.of(given.recipe.free()), given.search, given.scorers, given.sampling, ratio=given.ratio)
+    given = toys.plan(tmp_path, ratio=(3.0, 4.0))
+    spec = Spec(toys.opener(given), Genome.of(given.recipe.free()), given.search, given.scorers, given.sampling, ratio=given.ratio)
     tryout = Tryout(spec)
     outcome = tryout.outcome(Trial(0, 0, (0.5, 0.5)))
     assert outcome.failed and "times as large" in outcome.faults[0] and not tryout._drawn
 
 
 def test_the_model_draws_as_before_and_pictures_are_kept(tmp_path: Path) -> None:
-    given = standin.plan(tmp_path)
-    tryout = Tryout(Spec(standin.opener(given), Genome.of(given.recipe.free()), given.search, given.scorers, given.sampling))
+    given = toys.plan(tmp_path)
+    tryout = Tryout(Spec(toys.opener(given), Genome.of(given.recipe.free()), given.search, given.scorers, given.sampling))
     picture = np.asarray(tryout.pipeline.generate("猫", seed=1).image)
     first = tryout.draw((0.2, 0.9), tryout.formulas.merged({"root.t.attn": 0.2, "root.t.other": 0.9}), given.search)
     computed = tryout.live.computed
@@ -177,8 +177,8 @@ def test_the_model_draws_as_before_and_pictures_are_kept(tmp_path: Path) -> None
 
 
 def test_parents_and_average_are_what_they_are_called(tmp_path: Path) -> None:
-    given = standin.plan(tmp_path)
-    _, formulas = standin.opener(given)()
+    given = toys.plan(tmp_path)
+    _, formulas = toys.opener(given)()
     from safetensors.torch import load_file
 
     a, b = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
@@ -193,7 +193,7 @@ def test_parents_and_average_are_what_they_are_called(tmp_path: Path) -> None:
 
 
 def test_more_evaluations_go_on_and_another_study_is_refused(tmp_path: Path) -> None:
-    given = standin.plan(tmp_path)
+    given = toys.plan(tmp_path)
     evolved(tmp_path / "s", given, held_out=False, evaluations=4)
     progress: list[run.Progress] = []
     evolved(tmp_path / "s", given, held_out=False, evaluations=8, on_progress=progress.append)
@@ -204,11 +204,11 @@ def test_more_evaluations_go_on_and_another_study_is_refused(tmp_path: Path) -> 
         ({"sampling": {"steps": 2}}, r"inputs\.sampling\.steps: 1 → 2"),
         ({"threads": 2}, r"inputs\.threads: 1 → 2"),
         ({"search": Panel(given.search.questions, 4)}, r"inputs\.prompts"),
-        ({"scorers": standin.plan(tmp_path, ("standin:brightness",)).scorers}, r"inputs\.scorers\[0\]: 'standin:like_the_toy"),
+        ({"scorers": toys.plan(tmp_path, ("toys:brightness",)).scorers}, r"inputs\.scorers\[0\]: 'toys:like_the_toy"),
     ):
         with pytest.raises(StudyError, match=told):
             evolved(tmp_path / "s", dataclasses.replace(given, **changed))
-    standin.write_parents(tmp_path)
+    toys.write_parents(tmp_path)
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes())
     with pytest.raises(StudyError, match=r"inputs\.weights\[0\]\[0\]"):
         evolved(tmp_path / "s", given)
@@ -217,7 +217,7 @@ def test_more_evaluations_go_on_and_another_study_is_refused(tmp_path: Path) -> 
 def test_the_page_and_the_picture_tell_the_front(tmp_path: Path) -> None:
     from PIL import Image
 
-    found = evolved(tmp_path / "s", standin.plan(tmp_path, ("drift", "drift", "standin:brightness"), evaluations=8), held_out=False)
+    found = evolved(tmp_path / "s", toys.plan(tmp_path, ("drift", "drift", "toys:brightness"), evaluations=8), held_out=False)
     with Image.open(tmp_path / "s" / run.PICTURE) as image:
         assert image.size == (2000, 400) and len(np.unique(np.asarray(image))) > 20
     page = (tmp_path / "s" / run.PAGE).read_text()

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jpgen.errors import OutputError, WeightsError
-from jpgen.merge import engine, lora, model
+from jpgen.merge import engine, lora, model, survey
 from jpgen.merge import merge as merge_nodes
 from jpgen.merge.engine import merge
 from jpgen.merge.evaluation import evaluate
@@ -105,8 +105,10 @@ def test_shards_and_folders_are_read_as_one(tmp_path: Path) -> None:
     made = load_file(merge(two({"a": inputs["a"], "b": model(folder / "unet")}), tmp_path / "s.safetensors"))
     assert all(torch.equal(made[name], whole[name]) for name in whole)
     shutil.copytree(folder, tmp_path / "c")
-    made = load_file(merge(two({"a": model(tmp_path / "c"), "b": model(folder)}), tmp_path / "f.safetensors"))
-    assert made.keys() == {f"unet.{name}" for name in b} and all(torch.equal(made[f"unet.{name}"], b[name]) for name in ("steps",))
+    out = merge(two({"a": model(tmp_path / "c"), "b": model(folder)}), tmp_path / "f")
+    made = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    assert [str(path.relative_to(out)) for path in out.rglob("*.*")] == ["unet/diffusion_pytorch_model.safetensors"]
+    assert made.keys() == b.keys() and torch.equal(made["steps"], b["steps"])
 
 
 @pytest.mark.parametrize("style", ["kohya", "diffusers"])
@@ -266,6 +268,87 @@ def test_the_length_of_strips_leaves_no_trace(tmp_path: Path, monkeypatch: pytes
     assert load_file(tmp_path / "a.safetensors")["x"].equal(large(0)["x"].to(dtype))
     wanted = evaluate(Recipe(tree), "y", lambda model, name: load_file(model.name)[name])
     torch.testing.assert_close(load_file(tmp_path / "default.safetensors")["y"].float(), wanted, rtol=1e-3, atol=1e-6)
+
+
+def everything(a: Model, b: Model, c: Model) -> Recipe:
+    """Every method that looks at tensors before it makes a value, some on others."""
+    parts: tuple[Node, ...] = (
+        Merge("slerp", (a, Merge("karcher_mean", (b, c))), {"t": 0.3}), Merge("nuslerp", (a, b), {"t": 0.3}), Merge("geometric_median", (a, b, c)),
+        Merge("model_stock", (a, b, c)), Merge("cosine_a", (a, b), {"t": 0.1}), Merge("cosine_b", (Merge("ties", (a, b, c)), b), {"t": 0.1}),
+        Merge("breadcrumbs", (a, b, c), {"density": 0.7, "gamma": 0.1}), Merge("sce", (a, b, c)), Merge("della", (a, b), {"density": 0.4}),
+        Merge("swap", (a, b), {"start": 0.3, "end": 0.8}), Merge("dare", (a, b)),
+    )  # fmt: skip
+    return Recipe(Merge("n_average", parts), seed=5)
+
+
+def test_what_is_looked_at_in_pieces_is_what_the_whole_tensor_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {"kernel": (700, 200, 3, 3), "matrix": (1500, 1100), "vector": (1300,), "number": ()}  # the first two are more than a piece
+    given = {}
+    for seed, name in enumerate("abc"):
+        generator = torch.Generator().manual_seed(seed)
+        given[name] = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    inputs = files(tmp_path, **given)
+    recipe = everything(*inputs.values())
+    made = merge(recipe, tmp_path / "one.safetensors", threads=1).read_bytes()
+    assert merge(recipe, tmp_path / "one.safetensors", threads=3).read_bytes() == made
+    for name, tensor in load_file(tmp_path / "one.safetensors").items():
+        wanted = evaluate(recipe, name, lambda model, key: load_file(model.name)[key])
+        torch.testing.assert_close(tensor, wanted, rtol=3e-7, atol=1e-7)
+    monkeypatch.setattr(survey, "ROOM", 1 << 20)  # most pieces are read again for every pass
+    monkeypatch.setattr(survey, "MORE", 0)
+    assert merge(recipe, tmp_path / "one.safetensors", threads=2).read_bytes() == made
+
+
+def test_pieces_are_kept_from_pass_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = files(tmp_path, a=large(1), b=large(2), c=large(3))
+    read: list[int] = []
+    preadv = os.preadv
+
+    def counted(number: int, buffers: list[memoryview], offset: int) -> int:
+        read.append(preadv(number, buffers, offset))
+        return read[-1]
+
+    monkeypatch.setattr("jpgen.merge.sources.os.preadv", counted)
+    recipe = Recipe(Merge("ties", tuple(inputs.values())))
+    merge(recipe, tmp_path / "m.safetensors", threads=2)
+    assert sum(read) == plan(recipe).bytes_needed == 3 * sum(2 * one.numel() for one in large(1).values())
+
+
+def test_who_waits_for_a_piece_that_failed_ends(tmp_path: Path) -> None:
+    a, b = large(1), large(2)
+    b["huge"][-1, -1] = float("inf")
+    inputs = files(tmp_path, a=a, b=b)
+    with pytest.raises(WeightsError, match=r"huge .* so has .*b\.safetensors"):
+        merge(Recipe(Merge("slerp", (inputs["a"], inputs["b"]), {"t": 0.5})), tmp_path / "m.safetensors", threads=4)
+    (tmp_path / "b.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:-4])
+    made = plan(Recipe(Merge("slerp", (inputs["a"], inputs["a"]), {"t": 0.5})))
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])
+    with pytest.raises(WeightsError, match="cut off while it was read"):
+        engine.write(made, tmp_path / "m.safetensors", {}, threads=4)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from jpgen.merge.engine import merge
+from jpgen.merge.recipe import Merge, Model, Recipe
+def peak(): return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+models = tuple(map(Model, ("a.safetensors", "b.safetensors", "c.safetensors")))
+merge(Recipe(Merge("n_average", models)), Path("out.safetensors"), threads=2)
+before = peak()
+for node in (Merge("slerp", models[:2], {"t": 0.3}), Merge("ties", models), Merge("sce", models)):
+    merge(Recipe(node), Path("out.safetensors"), threads=2)
+print(peak() - before)
+"""
+
+
+def test_no_tensor_is_whole_in_memory(tmp_path: Path) -> None:
+    """Of three models of 48 MB, one tensor each, no more than a part is kept (64 MiB, and 16 for each model)."""
+    tensor = torch.randn(4000, 6000, generator=torch.Generator().manual_seed(0)).half()
+    files(tmp_path, a={"w": tensor}, b={"w": tensor.flip(0).contiguous()}, c={"w": tensor.flip(1).contiguous()})
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 112 + 30  # and some tiles; whole they would be 137 as stored, 275 in fp32
 
 
 def test_the_order_of_the_inputs_files_changes_nothing_and_nothing_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,25 @@ def test_bad_files_are_refused_and_nothing_is_written(spoil: Callable[[Tensors],
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
+def test_what_does_not_fit_is_left_out_where_that_is_allowed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    k = Q.replace("to_q", "to_k")
+    a = written(tmp_path / "a.safetensors", {**lora(Q, (32, 32), 4), **lora(k, (32, 32), 2)})
+    b = written(tmp_path / "b.safetensors", {**lora(Q, (32, 16), 2), **lora(k, (32, 32), 2), "lora_unet_x.strange": torch.ones(1)})
+    out = tmp_path / "x.safetensors"
+    assert merge_loras([(a, 0.5), (b, 0.5)], out, allow_unmatched=True) == 1
+    adapters = [read_adapter(path, allow_unknown=True) for path in (out, a, b)]
+    made, one, two = (change.delta(torch.zeros(32, 32)) for adapter in adapters for change in adapter.changes if "to_k" in change.module)
+    torch.testing.assert_close(made, 0.5 * one + 0.5 * two)
+    assert "lora_unet_x.strange" in caplog.text and "1 modules left out" in caplog.text
+    done = CliRunner().invoke(main, ["lora", "merge", str(a), str(b), "-o", str(tmp_path / "y.safetensors")])
+    assert done.exit_code == 2 and not (tmp_path / "y.safetensors").exists()
+    done = CliRunner().invoke(main, ["lora", "merge", str(a), str(b), "-o", str(tmp_path / "y.safetensors"), "--allow-unmatched"])
+    assert done.exit_code == 0, done.output
+    lonely = [written(tmp_path / f"{name}.safetensors", lora(Q, shape, 2)) for name, shape in (("c", (32, 32)), ("d", (32, 16)))]
+    with pytest.raises(JpgenError, match=r"deltas of \[32, 16\] and \[32, 32\]"):  # nothing would be left
+        merge_loras([(path, 0.5) for path in lonely], tmp_path / "z.safetensors", allow_unmatched=True)
+
+
 @pytest.mark.parametrize("shape", [(96, 96), (64, 500), (500, 64), (32, 288), (300, 400)])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 2.0])
 def test_the_randomised_svd_is_within_a_percent_of_the_best(shape: tuple[int, int], decay: float) -> None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from jpgen.errors import UnknownNameError
-from jpgen.merge import deltas, geometry, linear
-from jpgen.merge.evaluation import TILE, evaluate
+from jpgen.merge import geometry, linear
+from jpgen.merge.evaluation import TILE, Apply, Read, Target, compute, evaluate
+from jpgen.merge.looks import largest
 from jpgen.merge.methods import METHODS, find_method
+from jpgen.merge.ranges import Part
 from jpgen.merge.recipe import Merge, Model, Recipe
 
 SHAPES = {"matrix": (24, 20), "kernel": (8, 6, 3, 3), "vector": (50,), "number": ()}
@@ -32,10 +34,19 @@ def generators(seed: int = 0) -> Any:
 
 
 def run(name: str, *inputs: Tensor, **values: Any) -> Tensor:
-    chance = {"generator": generators()} if find_method(name).chance else {}
-    own = [one.clone() for one in inputs] if find_method(name).elementwise else inputs  # these may be written on
-    made: Tensor = find_method(name).call(*own, **{**VALUES.get(name, {}), **values}, **chance)
-    return made
+    """The method on whole tensors; of those that are given tiles with whatever else they want."""
+    method, given = find_method(name), {**VALUES.get(name, {}), **values}
+    if method.elementwise:
+        chance = {"generator": generators()} if method.chance else {}
+        made: Tensor = method.call(*[one.clone() for one in inputs], **given, **chance)  # these may be written on
+        return made
+    counts = len(inputs) - method.first if method.variadic is not None else len(inputs)
+    full = {one.name: given.get(one.name, one.default) for one in method.parameters.values()}
+    full = {key: (value,) * counts if method.parameters[key].each and isinstance(value, float) else value for key, value in full.items()}
+    nodes = tuple(Read(Model(str(index))) for index in range(len(inputs)))
+    tree = Apply(method, nodes, tuple(full.items()), "root")
+    own = {str(index): one if method.whole else one.clone() for index, one in enumerate(inputs)}
+    return compute(tree, Target("x"), lambda model, _: own[model.name])
 
 
 def close(made: Tensor, wanted: Tensor) -> None:
@@ -70,7 +81,7 @@ def test_inputs_are_left_as_they_are(name: str) -> None:
     """By methods that need tensors whole, and of a recipe by any, also where a model is in it twice."""
     given = tensors(count(name), (12, 10))
     before = [one.clone() for one in given]
-    if not find_method(name).elementwise:
+    if find_method(name).whole:
         run(name, *given)
     nodes = tuple(Model(str(index)) for index in range(len(given)))
     tree = Merge("add_difference", (Merge(name, nodes, VALUES.get(name, {})), nodes[0], nodes[1]))
@@ -159,12 +170,17 @@ def test_ties_trims_elects_and_averages() -> None:
     assert torch.equal(run("ties", base, *models, density=0.0), base)
 
 
-def test_the_kth_largest_is_exact() -> None:
+def test_the_kth_largest_is_exact_in_whatever_tiles() -> None:
     generator = torch.Generator().manual_seed(1)
+    passes = largest(lambda inputs: inputs, lambda values, _: values["ranks"])
     for values in (torch.randn(400_000, generator=generator).abs(), torch.rand(200_000, generator=generator).round(decimals=2), torch.zeros(150_000)):
-        ranked = values.sort(descending=True).values
-        for k in (1, 2, 1000, 80_000, len(values) - 1, len(values)):
-            assert deltas.kth_largest(values, k) == ranked[k - 1]
+        ranked, count = values.sort(descending=True).values, len(values)
+        ks = (1, 2, 1000, 80_000, count - 1)
+        seen: Any = None
+        for look in passes:
+            shares = [look.of([one, one * 2], {"ranks": (0, *ks, count)}, seen, Part(0, (count,))) for one in values.split(70_001)]
+            seen = look.told(sum(shares, start=torch.tensor(0)), {"ranks": (0, *ks, count)}, seen, count)
+        assert seen == [[math.inf, *(times * float(ranked[k - 1]) for k in ks), 0.0] for times in (1, 2)]
 
 
 def test_dare_keeps_and_rescales() -> None:
@@ -317,7 +333,7 @@ def test_every_method_says_what_it_is() -> None:
     for name in METHODS:
         method = find_method(name)
         assert len(method.about) > 30 and all(one.range.low < one.range.high for one in method.parameters.values())
-        assert not method.elementwise or method.name in linear.METHODS + deltas.METHODS
+        assert method.whole == (name in ("add_lora", "rotate", "truncate_rank"))  # all others want a tile at a time
     with pytest.raises(UnknownNameError, match="'slerp'"):
         find_method("slrp")
 

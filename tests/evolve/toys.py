@@ -1,9 +1,8 @@
-"""A recipe of the least kind, a toy pipeline and scorers, importable by processes that the tests start."""
+"""A toy pipeline, two parents for it, a study of them and scorers, importable by processes that the tests start."""
 
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,67 +15,16 @@ from jpgen.backbones import pixart
 from jpgen.encoders import bert
 from jpgen.evaluate.bench_mame import Question
 from jpgen.evaluate.judge import Facts
+from jpgen.evolve.live import formulas_of
 from jpgen.evolve.panel import halves
 from jpgen.evolve.plan import Plan
-from jpgen.evolve.recipes import Formulas, parents
+from jpgen.evolve.recipes import Formulas
 from jpgen.evolve.scorers import Scorer
-from jpgen.evolve.sources import Sources
+from jpgen.merge.recipe import Free, Merge, Model, Recipe
 from jpgen.merge.search import Method
 from jpgen.merge.study import Objective
 from jpgen.pipeline import Pipeline
 from jpgen.types import Generation, ModelInfo
-
-
-@dataclass(frozen=True)
-class Free:
-    low: float = 0.0
-    high: float = 1.0
-    initial: float | None = None
-
-
-@dataclass(frozen=True)
-class Model:
-    name: str
-    file: str = ""
-    component: str = ""
-
-
-@dataclass(frozen=True)
-class Merge:
-    method: str
-    inputs: tuple[Any, ...]
-    params: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """a + t (b − a), with t for attention and for all else."""
-
-    root: Merge
-
-    def free(self) -> dict[str, Free]:
-        return {f"root.t.{name}": one for name, one in self.root.params["t"].items() if isinstance(one, Free)}
-
-    def fixed(self, numbers: Mapping[str, float]) -> "Recipe":
-        t = {name: numbers.get(f"root.t.{name}", one) for name, one in self.root.params["t"].items()}
-        return Recipe(replace(self.root, params={"t": t}))
-
-    def to_data(self) -> dict[str, Any]:
-        t = {name: {"free": [one.low, one.high]} if isinstance(one, Free) else one for name, one in self.root.params["t"].items()}
-        return {"root": {"method": "lerp", "inputs": [{"model": Path(one.name).name} for one in self.root.inputs], "t": t}}
-
-
-def t_of(recipe: Recipe, key: str) -> float:
-    return recipe.root.params["t"]["attn" if ".to_" in key else "other"]
-
-
-def lerp(recipe: Recipe, key: str, read: Callable[[Model, str], torch.Tensor]) -> torch.Tensor:
-    a, b = (read(one, key).float() for one in recipe.root.inputs)
-    return torch.lerp(a, b, t_of(recipe, key))
-
-
-def numbers(recipe: Recipe, key: str) -> Hashable:
-    return t_of(recipe, key)
 
 
 def toy() -> Pipeline:
@@ -97,18 +45,18 @@ def write_parents(folder: Path) -> tuple[Path, Path]:
 
 
 def opened(recipe: Recipe, folder: Path) -> tuple[Pipeline, Formulas]:
-    sources = Sources(parents(recipe.root), default="transformer", folder=folder)
-    return toy(), Formulas(recipe, sources, evaluate=lerp, numbers=numbers)
+    pipeline = toy()
+    return pipeline, formulas_of(pipeline, recipe, folder)
 
 
 def questions(*texts: str) -> list[Question]:
     return [Question(text, "", text, text, Facts()) for text in texts]
 
 
-def plan(folder: Path, scorers: Sequence[str] = ("standin:like_the_toy",), **changed: Any) -> Plan:
+def plan(folder: Path, scorers: Sequence[str] = ("toys:like_the_toy",), **changed: Any) -> Plan:
     if not (folder / "a.safetensors").exists():
         write_parents(folder)
-    recipe = Recipe(Merge("lerp", (Model("a.safetensors"), Model("b.safetensors")), {"t": {"attn": Free(), "other": Free()}}))
+    recipe = Recipe(Merge("lerp", (Model("a.safetensors"), Model("b.safetensors")), {"t": {"attn": Free(0.0, 1.0), "other": Free(0.0, 1.0)}}))
     search, held_out = halves(questions("猫", "赤い船"), questions("富士山", "犬", "雨の街"), seed=3, pictures=1)
     goals = {"drift": "minimise"}
     given = {
@@ -126,7 +74,7 @@ def opener(given: Plan) -> Callable[[], tuple[Pipeline, Formulas]]:
 
 def like_the_toy(generations: Sequence[Generation]) -> float:
     """How near the pictures are to those that the toy draws with its own weights; a log of what was seen, for the tests."""
-    if log := os.environ.get("STANDIN_LOG"):
+    if log := os.environ.get("TOYS_LOG"):
         with open(log, "a", encoding="utf-8") as file:
             file.write("".join(f"{made.prompt.source}\n" for made in generations))
     return -float(np.mean([np.abs(drawn_by_toy(made.prompt.source, made.seed) - np.asarray(made.image, dtype=float)).mean() for made in generations]))

@@ -1,0 +1,240 @@
+"""How to draw: the model with its terms, the style, and the settings, chosen once a page and handed to the engine as a frozen value."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+import jpgen
+from demo.engine import Desk
+from demo.notices import failure, labelled, notice
+from demo.studio import studio
+from demo.words import one_language, say
+from jpgen import ModelCard, accept_terms, model_cards
+
+ROUTES = ("auto", "translate", "raw")
+NO_STYLE = ""
+SHAPES = {"square": (1, 1), "portrait": (3, 4), "landscape": (4, 3), "large": (1.5, 1.5)}
+"""Shapes of a picture as parts of the model's own sides; "own" lets the sides be typed."""
+
+SAMPLES = Path(__file__).with_name("styles")
+
+SEEDS = 2**31
+"""Seeds are thrown below this: short enough to be read out and typed."""
+
+MOST_SEED = 2**53 - 1
+"""The largest a browser counts to exactly."""
+
+MOST_GUIDANCE = 20.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Settings of a page. `route`: "auto", "translate" (by `translator`) or "raw" (the prompt as written)."""
+
+    model: str
+    route: str
+    translator: str
+    style: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    count: int
+    seed: int
+
+    def pipeline(self, desk: Desk) -> jpgen.Pipeline:
+        """The model's pipeline, with the translator if that is the route."""
+        pipeline = desk.pipeline(self.model)
+        return pipeline.with_translator(self.translator) if self.route == "translate" and self.translator else pipeline
+
+    def config(self, pipeline: jpgen.Pipeline) -> jpgen.SamplingConfig:
+        """The settings of sampling, checked."""
+        return pipeline.config(width=self.width, height=self.height, steps=self.steps, guidance_scale=self.guidance_scale)
+
+    def styled(self, text: str, negative: str) -> tuple[str, str]:
+        """Prompt and negative prompt with the words of the style."""
+        style = styles().get(self.style)
+        return jpgen.apply_style(style, text, negative) if style else (text, negative)
+
+
+@st.cache_data
+def styles() -> dict[str, jpgen.Style]:
+    """The styles that come with jpgen."""
+    return jpgen.load_styles()
+
+
+@st.cache_data(ttl=20, show_spinner=False)
+def cards() -> dict[str, ModelCard]:
+    """The cards of the catalogue, as they were at most 20 seconds ago."""
+    return model_cards()
+
+
+def models() -> dict[str, ModelCard]:
+    """Models that draw and may be chosen, those that are on this machine first."""
+    allowed = studio().settings.models
+    offered = [card for card in cards().values() if card.kind == "model" and (not allowed or card.name in allowed)]
+    return {card.name: card for card in sorted(offered, key=lambda card: (card.where != "builtin", not card.here))}
+
+
+def translators() -> dict[str, ModelCard]:
+    """Translators that are on this machine."""
+    return {name: card for name, card in cards().items() if card.kind == "translator" and card.here}
+
+
+def begin_with(key: str, value: object) -> None:
+    """What a widget shows at first: put where restored settings are put too, as Streamlit takes a value from one place alone."""
+    if key not in st.session_state:
+        st.session_state[key] = value
+
+
+def choose_model(page: str) -> ModelCard:
+    """The picker of models and, below it, the card of the chosen one."""
+    offered, wanted = models(), studio().settings.model
+    begin_with(f"{page}/model", wanted if wanted in offered else next(iter(offered)))
+    name = st.selectbox(
+        say("model"), list(offered), format_func=lambda one: _model_label(offered[one]), key=f"{page}/model", persist_state="session"
+    )
+    _card(offered[name], page)
+    return offered[name]
+
+
+def _card(card: ModelCard, page: str) -> None:
+    """What one has to know before using a model, with the consent that it wants."""
+    terms = say(f"commercial.{card.commercial}") + (say("model.gated") if card.gated else "")
+    labelled(
+        {
+            say("model.license"): f"{card.license}（{terms}）",
+            say("model.where"): say(f"where.{card.where}"),
+            say("model.memory"): say("model.memory.weights", size=_size(card.bytes)) if card.bytes else say("model.memory.unknown"),
+            say("model.japanese"): say(f"route.of.{card.route}"),
+            say("model.unverified"): "\n".join(one_language(line) for line in card.unverified),
+        }
+    )
+    if card.asks and not card.accepted:
+        notice(say("model.terms"))
+        st.code(card.page, language=None, wrap_lines=True)
+        if st.button(say("model.accept"), key=f"{page}-accept", disabled=studio().settings.public):
+            try:
+                accept_terms(card.name)
+            except jpgen.JpgenError as error:
+                return failure(error)
+            cards.clear()
+            st.rerun()
+
+
+def _model_label(card: ModelCard) -> str:
+    return f"{one_language(card.title)} · {say(f'where.{card.where}')} · {say(f'commercial.{card.commercial}')}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
+
+
+def choose_style(page: str) -> str:
+    """The picker of styles."""
+    return st.selectbox(
+        say("style"), [NO_STYLE, *styles()], key=f"{page}/style", persist_state="session", format_func=_style_label, help=say("style.help")
+    )
+
+
+def show_samples(page: str) -> None:
+    """Small pictures of styles, each with a button that chooses it: one prompt and seed, drawn by the built-in model (demo/styles/)."""
+    with st.expander(say("style.samples"), icon=":material/palette:"), st.container(horizontal=True, gap="small", key=f"{page}-samples"):
+        for name, style in styles().items():
+            sample = SAMPLES / f"{style.english.replace(' ', '-')}.webp"
+            if style.english and sample.is_file():
+                with st.container(width=88):
+                    st.image(sample.read_bytes(), width=88, alt=name)
+                    st.button(name, key=f"{page}-style-{style.english}", on_click=_take_style, args=(page, name), width="stretch")
+
+
+def _take_style(page: str, name: str) -> None:
+    st.session_state[f"{page}/style"] = name
+
+
+def _style_label(name: str) -> str:
+    if not name:
+        return say("style.none")
+    return f"{name} · {styles()[name].english}" if styles()[name].english else name
+
+
+def choose_size(page: str, card: ModelCard) -> tuple[int, int]:
+    """Width and height, by shape or typed."""
+    shape = st.selectbox(
+        say("size"), [*SHAPES, "own"], format_func=lambda one: _shape_label(one, card), key=f"{page}/shape", persist_state="session"
+    )
+    if shape != "own":
+        return _sides(shape, card)
+    most = studio().settings.max_side
+    begin_with(f"{page}/width", min(most, card.default.width))
+    begin_with(f"{page}/height", min(most, card.default.height))
+    left, right = st.columns(2)
+    wide = left.number_input(say("width"), 64, most, step=32, key=f"{page}/width", persist_state="session")
+    high = right.number_input(say("height"), 64, most, step=32, key=f"{page}/height", persist_state="session")
+    return wide, high
+
+
+def _shape_label(shape: str, card: ModelCard) -> str:
+    return say("shape.own") if shape == "own" else "{} {}×{}".format(say(f"shape.{shape}"), *_sides(shape, card))
+
+
+def _sides(shape: str, card: ModelCard) -> tuple[int, int]:
+    across, down = SHAPES[shape]
+    base = card.default.width, card.default.height
+    if shape in ("portrait", "landscape"):  # the longer side stays the model's own
+        across, down = across / max(across, down), down / max(across, down)
+    most = studio().settings.max_side // 64 * 64
+    return tuple(min(most, max(64, round(side * part / 64) * 64)) for side, part in zip(base, (across, down), strict=True))  # type: ignore[return-value]
+
+
+def choose_steps(page: str, card: ModelCard) -> tuple[int, float]:
+    """Steps of the sampler, and guidance."""
+    most = studio().settings.max_steps
+    begin_with(f"{page}/steps/{card.name}", min(most, card.default.steps))
+    begin_with(f"{page}/guidance/{card.name}", min(MOST_GUIDANCE, card.default.guidance_scale))
+    steps = st.slider(say("steps"), 1, most, key=f"{page}/steps/{card.name}", persist_state="session")
+    guidance = st.slider(
+        say("guidance"), 0.0, MOST_GUIDANCE, step=0.1, key=f"{page}/guidance/{card.name}", persist_state="session", help=say("guidance.help")
+    )
+    return steps, guidance
+
+
+def choose_seed(page: str) -> int:
+    """The seed: typed, thrown, or another one each time unless it is locked."""
+    key = f"{page}/seed"
+    begin_with(key, secrets.randbelow(SEEDS))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        seed = st.number_input(say("seed"), 0, MOST_SEED, step=1, key=key, persist_state="session", width=190)
+        st.button(say("seed.dice"), icon=":material/casino:", key=f"{page}-dice", on_click=throw, args=(page,))
+        st.toggle(say("seed.lock"), key=f"{page}/lock", persist_state="session", help=say("seed.lock.help"))
+    return seed
+
+
+def throw(page: str) -> None:
+    """Take another seed; for callbacks."""
+    st.session_state[f"{page}/seed"] = secrets.randbelow(SEEDS)
+
+
+def next_seed(page: str, used: int) -> int:
+    """The seed of the picture that is begun now: the one shown when it is locked or typed anew, else a fresh one, which is then shown."""
+    if not st.session_state.get(f"{page}/lock") and st.session_state.get(f"{page}/seed-used") == used:
+        throw(page)
+        used = int(st.session_state[f"{page}/seed"])
+    st.session_state[f"{page}/seed-used"] = used
+    return used
+
+
+def choose_route(page: str, card: ModelCard) -> tuple[str, str]:
+    """How Japanese reaches the model: ("auto" | "translate" | "raw", translator)."""
+    known = translators()
+    routes = [route for route in ROUTES if route != "translate" or (known and card.route != "native")]
+    route = st.selectbox(
+        say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help")
+    )
+    if route != "translate":
+        return route, ""
+    return route, st.selectbox(say("translator"), list(known), key=f"{page}/translator", persist_state="session")

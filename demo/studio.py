@@ -1,0 +1,60 @@
+"""What all sessions share: the one engine, the gallery, the settings. Opened once a process."""
+
+from __future__ import annotations
+
+import gc
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+import jpgen
+from demo.engine import Engine
+from demo.gallery import Gallery
+from demo.settings import Settings, load_settings
+
+open_pipeline: Callable[..., Any] | None = None
+"""What opens a model in the place of jpgen.Pipeline; tests set it before the first session comes."""
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The shared things."""
+
+    engine: Engine
+    pictures: Gallery
+    settings: Settings
+
+
+def _open(model: str, *, vae: str | None = None) -> Any:
+    """A pipeline whose objects, and those of the libraries it brought, are left out of later garbage collections: one takes half a second else."""
+    made = (open_pipeline or jpgen.Pipeline)(model, vae=vae)
+    gc.collect()
+    gc.freeze()
+    return made
+
+
+@st.cache_resource(show_spinner=False, on_release=lambda opened: opened.engine.close())
+def studio() -> Studio:
+    """The studio of this process; raises SettingsError or GalleryError, which the frame tells."""
+    settings = load_settings()
+    pictures = Gallery(settings.gallery)
+    engine = Engine(
+        capacity=settings.capacity, per_session=settings.per_session, idle_seconds=settings.idle_seconds, away_seconds=settings.away_seconds,
+        open_pipeline=_open,
+    )  # fmt: skip
+    engine.submit("", lambda desk: desk.pipeline(settings.model), title="")  # opened while the first visitor still writes
+    return Studio(engine, pictures, settings)
+
+
+def session() -> str:
+    """The secret name of this session; the engine gives a job's pictures to nobody else."""
+    return str(st.session_state.setdefault("session", secrets.token_urlsafe(16)))
+
+
+def gallery() -> Gallery:
+    """The pictures this session sees: all of this computer, or in public its own. To be asked for in a page, not in a worker."""
+    opened = studio()
+    return opened.pictures.of(session()) if opened.settings.public else opened.pictures

@@ -1,0 +1,181 @@
+"""ギャラリー: everything made, to be found, marked, saved and thrown away."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from demo import results, sources
+from demo.gallery import Gallery, GalleryError, Item
+from demo.notices import failure, notice
+from demo.results import of_item
+from demo.studio import gallery, studio
+from demo.tabs import create
+from demo.words import say
+
+PAGE = "gallery"
+ACROSS, AT_ONCE = 4, 24
+ANY = ""
+MOST_LETTERS = 200
+"""Of what is searched for."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of the gallery is to be shown."""
+
+    text: str
+    favourite: bool
+    deleted: bool
+    model: str
+    kind: str
+
+
+def show() -> None:
+    """The page."""
+    kept = gallery()
+    if kept.notice:
+        notice(kept.notice, kind="bad")
+    if studio().settings.public:
+        notice(say("gallery.public"))
+    try:
+        _page(kept)
+    except GalleryError as error:
+        failure(error)
+
+
+def _page(kept: Gallery) -> None:
+    wanted = _filters(kept)
+    found = kept.search(
+        wanted.text, favourite=wanted.favourite, deleted=wanted.deleted, model=wanted.model, kind=wanted.kind, limit=AT_ONCE,
+        offset=AT_ONCE * (_number() - 1),
+    )  # fmt: skip
+    if found.total and not found.items:  # what was on the last page is gone
+        st.session_state[f"{PAGE}/number"] = 1
+        st.rerun()
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.text(say("gallery.count", total=found.total))
+        if found.total > AT_ONCE:
+            st.pagination(-(-found.total // AT_ONCE), key=f"{PAGE}/number", persist_state="session")
+    if not found.items:
+        st.html(f'<div class="jp-empty">{say("gallery.empty")}</div>')
+        return
+    with st.form("gallery-form", border=False, enter_to_submit=False):
+        marked = _grid(kept, found.items)
+        with st.container(horizontal=True):
+            if wanted.deleted:
+                restore = st.form_submit_button(say("gallery.restore"), icon=":material/restore_from_trash:", key="gallery-restore")
+                empty = st.form_submit_button(say("gallery.empty_bin"), icon=":material/delete_forever:", key="gallery-empty")
+                export = delete = star = False
+            else:
+                star = st.form_submit_button(say("gallery.star"), icon=":material/star:", key="gallery-star")
+                export = st.form_submit_button(say("gallery.zip"), icon=":material/folder_zip:", key="gallery-zip")
+                delete = st.form_submit_button(say("gallery.delete"), icon=":material/delete:", key="gallery-delete")
+                restore = empty = False
+    if empty:
+        kept.empty_bin()
+        st.rerun()
+    if any((star, export, delete, restore)) and not marked:
+        return notice(say("gallery.mark_first"))
+    if export:
+        return _export(kept, marked)
+    if delete:
+        kept.delete([item.id for item in marked])
+    if restore:
+        kept.restore([item.id for item in marked])
+    if star:
+        for item in marked:
+            kept.favourite(item.id, not item.favourite)
+    if star or delete or restore:
+        st.session_state[f"{PAGE}/round"] = _round() + 1  # new boxes, none ticked
+        st.rerun()
+    _opened(found.items)
+
+
+def _filters(kept: Gallery) -> Wanted:
+    facets = kept.facets()
+    with st.form("gallery-search", border=False, enter_to_submit=False), st.container(horizontal=True, vertical_alignment="bottom"):
+        text = st.text_area(say("gallery.search"), key=f"{PAGE}/text", height=68, placeholder=say("search.placeholder"), persist_state="session")
+        st.form_submit_button(say("search.go"), icon=":material/search:", key="gallery-search-go")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        favourite = st.toggle(say("gallery.favourites"), key=f"{PAGE}/favourite", persist_state="session")
+        deleted = st.toggle(say("gallery.bin"), key=f"{PAGE}/bin", persist_state="session")
+        model, kind = (_choice(name, facets[name]) for name in ("model", "kind"))
+    return Wanted((text or "")[:MOST_LETTERS], favourite, deleted, model, kind)
+
+
+def _choice(name: str, values: list[str]) -> str:
+    """One of the values that are there, ANY where there is nothing to choose."""
+    if len(values) < 2:
+        return ANY
+    return st.selectbox(
+        say(f"gallery.{name}"), [ANY, *values], key=f"{PAGE}/{name}", persist_state="session", width=190, format_func=_facet
+    ) or ANY
+
+
+def _facet(value: str) -> str:
+    return {
+        ANY: say("gallery.any"), "create": say("tab.create"), "vary": say("vary"), "compare": say("tab.compare"), "grid": say("compare.grid"),
+        "repair": say("tab.repair"), "blend": say("tab.blend"),
+    }.get(value, value)  # fmt: skip
+
+
+def _grid(kept: Gallery, items: tuple[Item, ...]) -> list[Item]:
+    """Small pictures with a box to tick each; returns the ticked ones."""
+    marked = []
+    for first in range(0, len(items), ACROSS):
+        for column, item in zip(st.columns(ACROSS), items[first : first + ACROSS], strict=False):
+            with column:
+                small = kept.thumbnail(item)
+                if small:
+                    st.image(small, width="stretch", alt=item.prompt)
+                else:
+                    failure(say("picture.gone"))
+                st.text(("★ " if item.favourite else "") + item.prompt[:40])
+                if st.checkbox(say("gallery.pick"), key=f"{PAGE}/pick/{_round()}/{item.id}"):
+                    marked.append(item)
+    return marked
+
+
+def _opened(items: tuple[Item, ...]) -> None:
+    """One picture large, with all that can be done with it."""
+    known = {item.id: item for item in items}
+    chosen = st.selectbox(say("gallery.open"), [ANY, *known], key=f"{PAGE}/open", format_func=lambda id: _title(known.get(id)))
+    if chosen in known:
+        left, _ = st.columns([3, 2])
+        with left:
+            results.show((of_item(known[chosen]),), page=PAGE, actions=ACTIONS)
+
+
+def _title(item: Item | None) -> str:
+    return f"{item.prompt[:60]} · {item.seed}" if item else say("style.none")
+
+
+def _restore(made: results.Made) -> None:
+    if made.settings:
+        create.put_back(made.settings)
+        st.session_state["go"] = "create"
+
+
+def _repair(made: results.Made) -> None:
+    sources.send("repair", made)
+
+
+ACTIONS = (("restore", ":material/settings_backup_restore:", _restore), ("tab.repair", ":material/healing:", _repair))
+
+
+def _export(kept: Gallery, items: list[Item]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data = kept.export([item.id for item in items], Path(folder) / "jpgen.zip").read_bytes()
+    st.download_button(say("gallery.zip.save", count=len(items)), data, "jpgen.zip", "application/zip", icon=":material/download:", on_click="ignore")
+
+
+def _number() -> int:
+    return int(st.session_state.get(f"{PAGE}/number") or 1)
+
+
+def _round() -> int:
+    return int(st.session_state.get(f"{PAGE}/round", 0))

@@ -1,0 +1,143 @@
+"""mame-clip, the built-in Japanese CLIP: mame's own text encoder, locked (LiT, Zhai et al. 2022, arXiv 2111.07991), and a small image tower.
+
+The image tower is the judge's network with one head in the place of its seven. `jpgen.train.clip` trains it on rendered scenes alone; what it can
+tell apart, and how well, stands in the README.md beside its weights (`jpgen/evaluate/clip/`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from jpgen.catalog import find_model
+from jpgen.encoders import bert
+from jpgen.errors import WeightsError
+from jpgen.evaluate.judge import JudgeNetwork, logits, shrink
+from jpgen.protocols import TextEncoder
+from jpgen.safety import read_json
+from jpgen.weights import eight_bit_matrices, load_weights, save_weights
+
+WEIGHTS = "mame_clip.safetensors"
+CONFIG = "config.json"
+BATCH = 32
+HEAD = "image"
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of mame-clip: width of a pooled text state, of what is between, of the features that are compared, and of the image tower."""
+
+    model_type: str = "mame-clip"
+    text_width: int = 384
+    text_hidden: int = 1024
+    width: int = 384
+    widths: tuple[int, int, int] = (64, 128, 256)
+    queries: int = 8
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """The one head of the image tower: its features."""
+        return {HEAD: self.width}
+
+
+class ClipNetwork(nn.Module):
+    """The image tower, two layers over pooled text states, and the scale of their cosines (Radford et al. 2021, arXiv 2103.00020)."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.tower = JudgeNetwork(config)
+        self.text = nn.Sequential(nn.Linear(config.text_width, config.text_hidden), nn.GELU(), nn.Linear(config.text_hidden, config.width))
+        self.log_scale = nn.Parameter(torch.tensor(3.0))
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Unit vectors fp32 [batch, width] of `pixels` uint8 [batch, 3, 128, 128]."""
+        return F.normalize(logits(self.tower, pixels)[HEAD], dim=-1)
+
+    def cell_features(self, cells: Tensor) -> Tensor:
+        """The same of what the tower's convolutions see, [batch, 64, cell width]."""
+        return F.normalize(self.tower.answers(cells)[HEAD], dim=-1)
+
+    def text_features(self, pooled: Tensor) -> Tensor:
+        """Unit vectors fp32 [texts, width] of pooled text states [texts, text width]."""
+        return F.normalize(self.text(pooled), dim=-1)
+
+
+class MameClip:
+    """The network with the text encoder it was trained on.
+
+    >>> from jpgen.evaluate.mame_clip import MameClip
+    >>> MameClip.load().text_features(["猫", "cat"]).shape
+    torch.Size([2, 384])
+    """
+
+    name = "mame-clip"
+
+    def __init__(self, network: ClipNetwork, config: ClipConfig, encoder: TextEncoder) -> None:
+        """A CLIP of parts; the network is put in evaluation mode."""
+        self.network, self.config, self.encoder = network.eval().requires_grad_(False), config, encoder
+
+    @classmethod
+    def load(cls, folder: Path | None = None, *, encoder: TextEncoder | None = None) -> MameClip:
+        """The one inside the package, or that of `folder`, with mame's encoder unless another is given.
+
+        Raises WeightsError if it is missing, damaged or does not fit its config.
+        """
+        folder = folder or Path(str(resources.files("jpgen"))) / "evaluate" / "clip"
+        try:
+            stored: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in read_json(folder / CONFIG).items()}
+            config = ClipConfig(**stored)
+            network = ClipNetwork(config)
+            network.load_state_dict(load_weights(folder / WEIGHTS))
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, WeightsError):
+                raise
+            raise WeightsError(f"{folder} の重みと {CONFIG} が合いません / weights and config of {folder} do not fit: {error}") from error
+        return cls(network, config, encoder or bert.load(find_model("mame").place))
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and the weights (matrices in 8 bits) to `folder`, making it if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / WEIGHTS, self.network.state_dict(), bits=eight_bit_matrices)
+        (folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=1) + "\n", "utf-8")
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by before a softmax."""
+        return float(self.network.log_scale.exp())
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit vectors fp32 [images, width]; squares suit best, others are squeezed."""
+        features = [torch.empty(0, self.config.width)]
+        for start in range(0, len(images), BATCH):
+            pixels = np.stack([np.asarray(shrink(image)) for image in images[start : start + BATCH]])
+            features.append(self.network.image_features(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+        return torch.cat(features)
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors fp32 [texts, width]."""
+        return self.network.text_features(pooled(self.encoder, texts))
+
+
+@torch.no_grad()
+def pooled(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
+    """The mean token state of each text, fp32 [texts, width]."""
+    out = torch.empty(len(texts), encoder.spec.width)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of a length together: less filling
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        encoded = encoder.encode([texts[i] for i in rows])
+        mask = encoded.mask[..., None].float()
+        out[rows] = (encoded.tokens.float() * mask).sum(1) / mask.sum(1)
+    return out

@@ -1,0 +1,160 @@
+"""A real Chromium and a real server of the demo, each in an empty folder. Time-outs are generous: the machine may be busy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+WAIT = int(os.environ.get("JPGEN_BROWSER_WAIT", "180")) * 1000
+expect.set_options(timeout=WAIT)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running demo: its address and the folder of everything it writes."""
+
+    url: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
+
+
+def serve(folder: Path, script: Path, *arguments: str, settings: str = "") -> Server:
+    """Start streamlit with a script, its gallery and configuration in the folder; returns when it answers."""
+    port = free_port()
+    home = folder / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    if settings:
+        (folder / "demo.toml").write_text(settings, "utf-8")
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "HOME": str(home), "XDG_DATA_HOME": str(home / "data"), "XDG_CONFIG_HOME": str(home / "config"),
+        "XDG_STATE_HOME": str(home / "state"), "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    if settings:
+        environment["JPGEN_DEMO"] = str(folder / "demo.toml")
+    flags = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true", "--browser.gatherUsageStats=false"]
+    with (folder / "server.log").open("wb") as log:
+        command = [sys.executable, "-m", "streamlit", "run", str(script), *flags, "--", *arguments]
+        process = subprocess.Popen(command, cwd=ROOT / "demo", env=environment, stdout=log, stderr=log)
+    url, paced = f"http://127.0.0.1:{port}", Event()
+    for _ in range(1200):
+        with suppress(OSError), urllib.request.urlopen(f"{url}/_stcore/health", timeout=5):
+            return Server(url, folder, process)
+        if process.poll() is not None:
+            break
+        paced.wait(0.1)
+    process.kill()
+    raise RuntimeError((folder / "server.log").read_text("utf-8", "replace"))
+
+
+def stop(server: Server) -> None:
+    server.process.terminate()
+    try:
+        server.process.wait(20)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo as it is, with the built-in model."""
+    server = serve(tmp_path_factory.mktemp("demo"), ROOT / "demo" / "app.py")
+    yield server
+    stop(server)
+
+
+def serve_gated(folder: Path) -> Server:
+    """The demo with the engine of gated_app.py; its gates are in the folder `gates`."""
+    (folder / "gates").mkdir()
+    return serve(folder, Path(__file__).with_name("gated_app.py"), str(folder))
+
+
+@pytest.fixture(scope="session")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One gated demo for all tests: each uses texts of its own, and leaves no job behind."""
+    server = serve_gated(tmp_path_factory.mktemp("gated"))
+    yield server
+    stop(server)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Server]:
+    """A gated demo for one test alone, its gallery empty."""
+    server = serve_gated(tmp_path)
+    yield server
+    stop(server)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    place = shutil.which("chromium")
+    if place is None:
+        pytest.fail("chromium がありません / wanted: apt-get install chromium fonts-noto-cjk")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=place, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens a page of a server in a context of its own (a new session), and waits until the application stands there."""
+    contexts: list[BrowserContext] = []
+
+    def open_page(server: Server, tab: str = "", **options: object) -> Page:
+        context = chromium.new_context(**{"locale": "ja-JP", "viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
+        contexts.append(context)
+        context.set_default_timeout(WAIT)
+        page = context.new_page()
+        page.goto(f"{server.url}/{tab}")
+        expect(page.get_by_role("heading", level=1).or_(page.locator(".stException")).first).to_be_visible()
+        assert not page.locator(".stException").count(), page.locator(".stException").inner_text()
+        settled(page)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def settled(page: Page) -> None:
+    """Wait until the server has nothing more to send."""
+    expect(page.locator("[data-test-script-state='notRunning']")).to_be_attached()
+
+
+def fill(page: Page, name: str, text: str) -> None:
+    """Put a text into a box as typing does, and leave it, so that the page knows it."""
+    box = page.get_by_role("textbox", name=name)
+    box.fill(text)
+    box.blur()
+    settled(page)
+
+
+def go(page: Page, tab: str) -> None:
+    """Open another page of the demo by its name."""
+    page.get_by_role("link", name=tab).first.click()
+    expect(page.get_by_role("heading", level=1, name=tab)).to_be_visible()
+    settled(page)

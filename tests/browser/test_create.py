@@ -1,0 +1,113 @@
+"""つくる with an engine that waits for gates: input methods, progress, cancelling, undoing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import CDPSession, Page, expect
+
+from tests.browser.conftest import Server, fill, settled
+from tests.browser.gated import open_gate
+
+pytestmark = pytest.mark.browser
+PROMPT = "プロンプト (Prompt)"
+
+
+def generate(page: Page, text: str) -> None:
+    fill(page, PROMPT, text)
+    page.get_by_role("button", name="生成", exact=True).click()
+
+
+def test_the_page_is_in_japanese_and_says_so(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    assert page.evaluate("document.documentElement.lang") == "ja"
+    expect(page.get_by_role("heading", level=1)).to_have_text("つくる")
+    page.get_by_role("radio", name="English").or_(page.get_by_role("button", name="English")).first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Create")
+    page.wait_for_function("document.documentElement.lang === 'en'")
+    assert page.get_by_role("textbox", name="Prompt", exact=True).is_visible()
+
+
+def test_enter_that_confirms_a_conversion_submits_nothing(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    box = page.get_by_role("textbox", name=PROMPT)
+    box.click()
+    keyboard: CDPSession = page.context.new_cdp_session(page)
+    keyboard.send("Input.imeSetComposition", {"text": "あかいふね", "selectionStart": 5, "selectionEnd": 5})
+    page.evaluate(
+        """() => { for (const composing of [true, false]) document.activeElement.dispatchEvent(new KeyboardEvent('keydown',
+           { key: 'Enter', code: 'Enter', keyCode: 229, which: 229, isComposing: composing, bubbles: true, cancelable: true })) }"""
+    )  # Chromium's way, and Safari's: the Enter after the composition has ended, still with key code 229
+    keyboard.send("Input.insertText", {"text": "赤い船"})
+    page.keyboard.press("Enter")
+    page.keyboard.type("と海")
+    settled(page)
+    assert box.input_value() == "赤い船\nと海"
+    assert not page.get_by_role("button", name="取り消す").is_visible()
+    page.get_by_role("button", name="生成", exact=True).click()
+    expect(page.get_by_role("button", name="取り消す")).to_be_visible()
+    page.get_by_role("button", name="取り消す").click()
+    expect(page.get_by_text("取り消しました。")).to_be_visible()
+
+
+def test_progress_preview_and_the_picture(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    generate(page, "夜の赤い船")
+    open_gate(gated, "夜の赤い船", 1)
+    expect(page.get_by_role("img", name="描いている途中の絵")).to_be_visible()
+    expect(page.get_by_text("ステップ 2 / 3")).to_be_visible()
+    open_gate(gated, "夜の赤い船")
+    expect(page.get_by_role("img", name="夜の赤い船").first).to_be_visible()
+    assert not page.get_by_role("button", name="取り消す").is_visible()
+    page.reload()
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+
+
+def test_cancel_and_then_another_picture(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    generate(page, "青い船")
+    page.get_by_role("button", name="取り消す").click()
+    expect(page.get_by_text("取り消しました。")).to_be_visible()
+    open_gate(gated, "白い船")
+    generate(page, "白い船")
+    expect(page.get_by_role("img", name="白い船").first).to_be_visible()
+
+
+def test_thirty_clicks_are_a_few_jobs(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    fill(page, PROMPT, "大鳥居")
+    button = page.get_by_role("button", name="生成", exact=True)
+    for _ in range(30):
+        button.click()
+    expect(page.get_by_text("順番待ちは一人")).to_be_visible()
+    open_gate(gated, "大鳥居")
+    expect(page.get_by_role("img", name="大鳥居").first).to_be_visible()
+
+
+def test_an_edit_is_undone_and_used_again(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    fill(page, PROMPT, "三匹の猫の絵を描いてください")
+    page.get_by_role("button", name="読み取りを見る").click()
+    facts = page.locator(".jp-facts").filter(has_text="描くもの")
+    expect(facts).to_contain_text("3匹の猫")
+    chip = page.locator(".jp-chip", has_text="数")
+    expect(chip).to_contain_text("三")
+    page.get_by_role("button", name="戻す", exact=True).last.click()
+    expect(page.get_by_role("button", name="また使う")).to_be_visible()
+    settled(page)
+    told = facts.inner_text()
+    assert "三匹の猫" in told or "の絵を描いてください" in told
+    page.get_by_role("button", name="また使う").click()
+    expect(facts).to_contain_text("3匹の猫")
+
+
+def test_what_was_handed_in_survives_a_visit_to_another_page(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    fill(page, PROMPT, "桜並木")
+    page.get_by_role("button", name="読み取りを見る").click()
+    expect(page.get_by_role("heading", name="こう読み取りました")).to_be_visible()
+    page.get_by_role("link", name="くらべる").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("くらべる")
+    page.get_by_role("link", name="つくる").click()
+    expect(page.get_by_role("textbox", name=PROMPT)).to_have_value("桜並木")

@@ -1,0 +1,229 @@
+"""Every page's main job from end to end with the built-in model."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+from safetensors.torch import save_file
+
+from jpgen import read_settings
+from jpgen.merge import load_recipe
+from jpgen.weights import load_weights
+from tests.browser.conftest import ROOT, Server, fill, serve, settled, stop
+
+pytestmark = pytest.mark.browser
+PROMPT = "プロンプト (Prompt)"
+
+
+def pictures(server: Server) -> list[Path]:
+    """The files of the gallery, the oldest first."""
+    return sorted(server.folder.rglob("pictures/*/*/*.png"))
+
+
+def draw(page: Page, text: str) -> Locator:
+    """The picture of a text, drawn on つくる."""
+    fill(page, PROMPT, text)
+    page.get_by_role("button", name="生成", exact=True).click()
+    image = page.get_by_role("img", name=text, exact=True).first
+    expect(image).to_be_visible()
+    expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
+    settled(page)
+    return image
+
+
+def renewed(page: Page, text: str, before: str) -> str:
+    """Wait until another picture of the text is shown than that with the address `before`; returns the address of the new one."""
+    other = "([text, before]) => [...document.images].find((image) => image.alt === text && image.src !== before)?.src"
+    found = str(page.wait_for_function(other, arg=[text, before]).json_value())
+    expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
+    settled(page)
+    return found
+
+
+def sent(page: Page, image: Locator) -> bytes:
+    """The bytes that the browser got for a picture."""
+    return page.request.get(str(image.evaluate("image => image.src"))).body()
+
+
+def test_words_in_a_picture_out_and_back(real: Server, visit: Callable[..., Page], tmp_path: Path) -> None:
+    page = visit(real)
+    image = draw(page, "帽子なしの少年と赤い鳥居を描いてください")
+    saved = pictures(real)[-1]
+    assert sent(page, image) == saved.read_bytes()  # the very file: nothing turned into JPEG, no metadata lost
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="PNG を保存").click()
+    file = tmp_path / downloading.value.suggested_filename
+    downloading.value.save_as(file)
+    assert file.read_bytes() == saved.read_bytes()
+    settings = read_settings(file)
+    assert (settings.source, settings.negative) == ("帽子なしの少年と赤い鳥居を描いてください", "帽子")
+
+    again = visit(real)
+    again.get_by_text("絵から設定を戻す").click()
+    again.locator("input[type=file]").first.set_input_files(file)
+    expect(again.get_by_text("設定を戻しました。")).to_be_visible()
+    expect(again.get_by_role("textbox", name=PROMPT)).to_have_value(settings.source)
+    expect(again.get_by_role("textbox", name="描きたくないもの")).to_have_value("")
+    again.get_by_role("button", name="生成", exact=True).click()
+    expect(again.get_by_role("button", name="PNG を保存")).to_be_visible()
+    twin = Image.open(io.BytesIO(sent(again, again.get_by_role("img", name=settings.source).first)))
+    assert twin.tobytes() == Image.open(file).tobytes()  # the very same picture
+
+
+def test_again_and_a_variation(real: Server, visit: Callable[..., Page]) -> None:
+    page = visit(real)
+    address = str(draw(page, "富士山").evaluate("image => image.src"))
+    before = len(pictures(real))
+    for button in ("同じ設定でもう一度", "ちょっと変える"):
+        page.get_by_role("button", name=button).click()
+        address = renewed(page, "富士山", address)
+    made = [read_settings(file) for file in pictures(real)[before:]]
+    assert [one.source for one in made] == ["富士山"] * 2
+    assert len({one.seed for one in made}) == 2
+    assert [bool(one.inputs.picture) for one in made] == [False, True]
+
+
+def test_the_same_seed_read_in_several_ways(real: Server, visit: Callable[..., Page]) -> None:
+    page = visit(real, "compare")
+    fill(page, "日本語のプロンプト", "三匹の猫の絵を描いてください")
+    fill(page, "自分の英訳", "three cats")
+    page.get_by_role("button", name="くらべる", exact=True).click()
+    for heading in ("日本語", "英語", "読み解きなし"):
+        expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="取り消す")).not_to_be_visible()
+    made = [read_settings(file) for file in pictures(real)[-3:]]
+    assert len({one.seed for one in made}) == 1
+    assert [one.prompt.text for one in made] == ["3匹の猫", "three cats", "三匹の猫の絵を描いてください"]
+
+
+def test_a_grid(real: Server, visit: Callable[..., Page]) -> None:
+    page = visit(real, "compare")
+    page.get_by_text("設定をくらべる（X/Y）").click()
+    settled(page)
+    fill(page, "値", "1, 2") if page.get_by_role("textbox", name="値").count() == 1 else page.get_by_role("textbox", name="値").first.fill("1, 2")
+    page.get_by_role("textbox", name="値").first.blur()
+    settled(page)
+    page.get_by_role("textbox", name="値").last.fill("1.5")
+    page.get_by_role("textbox", name="値").last.blur()
+    settled(page)
+    fill(page, PROMPT, "りんご")
+    page.get_by_role("button", name="表を描く").click()
+    expect(page.get_by_text("ステップ数 (Steps): 2")).to_be_visible()
+    assert [(one.config.steps, one.config.guidance_scale) for one in map(read_settings, pictures(real)[-2:])] == [(1, 1.5), (2, 1.5)]
+
+
+def test_a_part_is_drawn_anew_and_nothing_else(real: Server, visit: Callable[..., Page]) -> None:
+    page = visit(real)
+    draw(page, "りんご")
+    before = Image.open(pictures(real)[-1]).convert("RGB")
+    page.get_by_role("button", name="なおす").click()
+    expect(page.get_by_role("heading", level=1, name="なおす")).to_be_visible()
+    page.get_by_text("一部を").click()
+    canvas = page.locator("canvas[role=application]")
+    expect(canvas).to_be_visible()
+    expect(page.get_by_role("button", name="塗った所を描きなおす")).to_be_disabled()
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.4, steps=5)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="塗った所を描きなおす")).to_be_enabled()
+    fill(page, PROMPT, "星")
+    page.get_by_role("button", name="塗った所を描きなおす").click()
+    expect(page.get_by_role("img", name="星").first).to_be_visible()
+    after = Image.open(pictures(real)[-1]).convert("RGB")
+    rows, columns = np.nonzero((np.asarray(before) != np.asarray(after)).any(axis=2))
+    assert len(rows)
+    assert (rows.min() > 50, rows.max() < 130, columns.min() > 50, columns.max() < 160) == (True,) * 4
+
+
+def test_an_edit_by_words_keeps_the_seed_and_shows_the_difference(real: Server, visit: Callable[..., Page]) -> None:
+    page = visit(real)
+    draw(page, "窓辺の猫")
+    page.get_by_role("button", name="なおす").click()
+    fill(page, "どう変えますか", "猫を犬に")
+    page.get_by_role("button", name="なおす", exact=True).click()
+    expect(page.get_by_role("heading", name="変わったところ")).to_be_visible()
+    expect(page.locator(".jp-wipe del")).to_have_text("猫")
+    expect(page.locator(".jp-wipe ins")).to_have_text("犬")
+    old, new = map(read_settings, pictures(real)[-2:])
+    assert (old.source, new.source, new.seed, new.config) == ("窓辺の猫", "窓辺の犬", old.seed, old.config)
+
+
+def test_larger(real: Server, visit: Callable[..., Page]) -> None:
+    page = visit(real)
+    draw(page, "船")
+    page.get_by_role("button", name="なおす").click()
+    page.get_by_text("大きく", exact=True).click()
+    page.get_by_text("1.5×").click()
+    settled(page)
+    page.get_by_role("button", name="大きくする").click()
+    expect(page.get_by_role("button", name="さらになおす")).to_be_visible()
+    assert Image.open(pictures(real)[-1]).size == (384, 384)
+
+
+def test_two_models_are_mixed_drawn_and_saved(real: Server, visit: Callable[..., Page], tmp_path: Path) -> None:
+    weights = load_weights(ROOT / "jpgen" / "mame" / "transformer" / "diffusion_pytorch_model.safetensors")
+    merges = real.folder / "home" / ".local" / "share" / "jpgen" / "merges"
+    merges.mkdir(parents=True, exist_ok=True)
+    save_file({name: (one * 0.9).contiguous() for name, one in weights.items()}, merges / "ふたご.safetensors")
+    page = visit(real, "blend")
+    page.get_by_role("combobox", name="モデル（3 つまで）").fill("ふたご")
+    page.get_by_role("option", name="ふたご").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("slider", name="割合")).to_have_count(2)
+    settled(page)
+    page.get_by_role("button", name="この配合で描く").click()
+    expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
+    assert read_settings(pictures(real)[-1]).model != "mame"  # the picture says what made it
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="レシピを保存（YAML）").click()
+    downloading.value.save_as(tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml").root.method == "weighted_sum"  # type: ignore[union-attr]
+    fill(page, "重みの名前", "まぜた豆")
+    page.get_by_role("button", name="重みを書き出す").click()
+    expect(page.get_by_text("書き出しました。")).to_be_visible()
+    assert (merges / "まぜた豆.safetensors").is_file()
+
+
+def test_the_gallery_keeps_finds_marks_and_throws_away(tmp_path: Path, visit: Callable[..., Page]) -> None:
+    server = serve(tmp_path, ROOT / "demo" / "app.py")
+    try:
+        page = visit(server)
+        for text in ("赤い船", "青い花"):
+            draw(page, text)
+    finally:
+        stop(server)
+    server = serve(tmp_path, ROOT / "demo" / "app.py")  # everything is still there
+    try:
+        page = visit(server, "gallery")
+        expect(page.get_by_text("2 枚", exact=True)).to_be_visible()
+        fill(page, "ことばで探す", "花")
+        page.get_by_role("button", name="探す").click()
+        expect(page.get_by_text("1 枚", exact=True)).to_be_visible()
+        page.get_by_text("選ぶ", exact=True).first.click()
+        page.get_by_role("button", name="お気に入り（付ける・外す）").click()
+        expect(page.get_by_text("★ 青い花")).to_be_visible()
+        page.get_by_text("選ぶ", exact=True).first.click()
+        page.get_by_role("button", name="ZIP にまとめる").click()
+        with page.expect_download() as downloading:
+            page.get_by_role("button", name="1 枚の ZIP を保存").click()
+        downloading.value.save_as(tmp_path / "out.zip")
+        with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+            (name,) = archive.namelist()
+            (tmp_path / "one.png").write_bytes(archive.read(name))
+        assert read_settings(tmp_path / "one.png").source == "青い花"
+        page.get_by_role("button", name="ごみ箱へ").click()
+        expect(page.get_by_text("0 枚", exact=True)).to_be_visible()
+        page.get_by_text("ごみ箱", exact=True).click()
+        expect(page.get_by_text("1 枚", exact=True)).to_be_visible()
+    finally:
+        stop(server)

@@ -1,0 +1,162 @@
+"""The pages in Streamlit's own simulator, with a fake model that is done at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+import demo.studio
+from demo.choosing import SAMPLES
+from demo.frame import TABS
+from jpgen import Generation, ModelInfo, Prompt, SamplingConfig, Step, read_settings
+
+WAIT = 60
+
+
+class Instant:
+    """As much of a Pipeline as the pages use: one grey picture after one step."""
+
+    def __init__(self, model: str, *, vae: Any = None) -> None:
+        self.info = ModelInfo(model, "0", "Apache-2.0", "0000000000")
+
+    def config(self, **given: Any) -> SamplingConfig:
+        chosen = {"width": 64, "height": 64, "steps": 1, "guidance_scale": 4.0, **{name: value for name, value in given.items() if value is not None}}
+        return SamplingConfig(**chosen)
+
+    def generate(self, prompt: Prompt, *, seed: int, config: SamplingConfig | None = None, on_step: Any = None, init: Any = None) -> Generation:
+        used = config or self.config()
+        image = Image.new("RGB", (used.width, used.height), "grey")
+        on_step(Step(1, 1, lambda: [image]))
+        return Generation(image, prompt, used, seed, self.info, "fake", "native", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    settings = tmp_path / "demo.toml"
+    settings.write_text('gallery = "gallery"\n', "utf-8")
+    monkeypatch.setenv("JPGEN_DEMO_CONFIG", str(settings))
+    monkeypatch.setattr(demo.studio, "open_pipeline", Instant)
+    demo.studio.studio.clear()
+    yield
+    demo.studio.studio().engine.close()
+    demo.studio.studio.clear()
+
+
+def visit(tab: str) -> AppTest:
+    """The page of a tab, once run."""
+
+    def script(name: str) -> None:
+        from demo.frame import TABS
+
+        TABS[name][0]()
+
+    page = AppTest.from_function(script, args=(tab,), default_timeout=WAIT)
+    page.session_state["language"] = "ja"
+    page.run()
+    assert not page.exception
+    return page
+
+
+def done(page: AppTest, job: str) -> AppTest:
+    """The page after its job has ended (which it may have before the page looked)."""
+    if f"{job}/ticket" in page.session_state:
+        demo.studio.studio().engine.wait(page.session_state[f"{job}/ticket"], session=page.session_state["session"], timeout=WAIT)
+        page.run()
+    assert not page.exception
+    return page
+
+
+def pictures() -> list[Any]:
+    return list(demo.studio.studio().pictures.search().items)
+
+
+@pytest.mark.parametrize("tab", list(TABS))
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_every_page_opens_in_both_languages(tab: str, language: str) -> None:
+    page = visit(tab)
+    page.session_state["language"] = language
+    page.run()
+    assert not page.exception
+
+
+def test_a_picture_is_made_and_kept() -> None:
+    page = visit("create")
+    page.text_area(key="create/prompt").set_value("三匹の猫を描いてください")
+    page.session_state["create/seed"] = 7
+    page.button(key="generate").click().run()
+    done(page, "create")
+    (item,) = pictures()
+    settings = read_settings(item.path)
+    assert (settings.source, settings.prompt.text, settings.seed) == ("三匹の猫を描いてください", "3匹の猫", 7)
+    assert [button.label for button in page.button if button.key and button.key.startswith("create-undo")] == ["戻す"] * len(settings.prompt.edits)
+
+
+def test_an_undone_rule_is_left_out_of_the_next_picture() -> None:
+    page = visit("create")
+    page.text_area(key="create/prompt").set_value("三匹の猫")
+    page.button(key="read").click().run()
+    page.button(key="create-undo-0").click().run()
+    page.button(key="generate").click().run()
+    done(page, "create")
+    assert read_settings(pictures()[0].path).prompt.text == "三匹の猫"
+    page.text_area(key="create/prompt").set_value("二匹の犬")
+    page.button(key="generate").click().run()
+    done(page, "create")
+    assert read_settings(pictures()[0].path).prompt.text == "2匹の犬"
+
+
+def test_the_seed_changes_unless_it_is_locked() -> None:
+    page = visit("create")
+    page.text_area(key="create/prompt").set_value("猫")
+    for _ in range(2):
+        page.button(key="generate").click().run()
+        done(page, "create")
+    page.toggle(key="create/lock").set_value(True).run()
+    for _ in range(2):
+        page.button(key="generate").click().run()
+        done(page, "create")
+    seeds = [item.seed for item in reversed(pictures())]
+    assert len({*seeds[:2]}) == 2
+    assert seeds[1] == seeds[2] == seeds[3]
+
+
+@pytest.mark.parametrize(("prompt", "told"), [("", "描きたいもの"), ("　", "描きたいもの"), ("あ" * 100_000, "長すぎます"), ("# メモ", "描くもの")])
+def test_what_cannot_be_drawn_is_explained(prompt: str, told: str) -> None:
+    page = visit("create")
+    page.text_area(key="create/prompt").set_value(prompt)
+    page.button(key="generate").click().run()
+    assert not page.exception
+    assert any(told in one.proto.body for one in page.get("html"))
+    assert pictures() == []
+
+
+def test_a_grid_over_two_settings() -> None:
+    page = visit("compare")
+    page.segmented_control(key="compare/mode").set_value("grid").run()
+    page.text_input(key="axis/x/steps").set_value("１、2").run()
+    page.text_input(key="axis/y/guidance_scale").set_value("2, 3.5").run()
+    page.text_area(key="grid/prompt").set_value("猫")
+    page.button(key="grid-go").click().run()
+    done(page, "grid")
+    found = [(item.steps, item.guidance_scale) for item in reversed(pictures())]
+    assert found == [(1, 2.0), (2, 2.0), (1, 3.5), (2, 3.5)]
+
+
+def test_a_full_disk_loses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    from demo.gallery import GalleryError
+
+    def full(*_: Any, **__: Any) -> None:
+        raise GalleryError("空きがありません / the disk is full")
+
+    monkeypatch.setattr("demo.gallery.Gallery.add", full)
+    page = visit("create")
+    page.text_area(key="create/prompt").set_value("猫")
+    page.button(key="generate").click().run()
+    done(page, "create")
+    assert any("空きがありません" in one.proto.body for one in page.get("html"))
+    assert len(page.image) == 1 + len(list(SAMPLES.glob("*.webp")))

@@ -1,0 +1,107 @@
+"""mame-sdxl's stages on made-up latents: each resumes to the same numbers, and the folder is a Stable Diffusion XL that jpgen opens."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from jpgen.backbones import sdxl as sdxl_backbone
+from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.encoders import sdxl as sdxl_encoder
+from jpgen.errors import TrainingDataError, UnknownNameError
+from jpgen.models import recognise
+from jpgen.train import sdxl
+from jpgen.train.checkpoint import load_state
+from jpgen.weights import WEIGHTS, save_weights
+
+CAPTIONS = [f"{color} {thing}" for color in ("red", "blue", "green") for thing in ("cat", "dog", "ship", "sea", "torii gate")]
+
+
+class MadeUp(sdxl.CaptionedLatents):
+    def __init__(self, data: Path, folder: Path) -> None:
+        self.latents = torch.randn(15, 16, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+        self.captions = CAPTIONS
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdxl, "CaptionedLatents", MadeUp)
+    monkeypatch.setattr(sdxl, "BATCH", 4)
+    monkeypatch.setattr(sdxl, "SAVE_EVERY", 2)
+    monkeypatch.setattr(sdxl, "VOCABULARY", 300)
+    monkeypatch.setattr(sdxl, "WIDTHS", (64, 64))
+    monkeypatch.setattr(sdxl, "TEXT_LAYERS", 2)
+    sizes = {"block_out_channels": (16, 64), "attention_head_dim": (1, 1), "transformer_layers_per_block": (1, 1)}
+    monkeypatch.setattr(sdxl, "UNET", sdxl.UNET | sizes)
+
+
+def run(out: Path, stage: str, steps: int = 2) -> None:
+    if stage == "unet":
+        sdxl.train_unet(MadeUp(out, out), out, steps=steps, compiled=False)
+    else:
+        sdxl.run_stage(stage, out, out, out, steps=steps)
+
+
+def test_the_stages_make_a_folder_that_opens_and_draws(tmp_path: Path) -> None:
+    for stage in ("tokenizer", "clip", "unet"):
+        run(tmp_path, stage)
+    vae = AutoencoderShuffle(block_out_channels=(12, 0, 0, 16, 16), encoder_layers=(1, 1), decoder_layers=(1, 1))
+    (tmp_path / "vae").mkdir()
+    vae.save_config(tmp_path / "vae")
+    save_weights(tmp_path / "vae" / WEIGHTS, vae.state_dict())
+    encoder = sdxl_encoder.load(tmp_path)
+    assert encoder.spec.width == 128 and encoder.spec.pooled_width == 64 and encoder.window.length == sdxl.TEXT_LENGTH - 2
+    assert encoder.pair[0].tokenize("red cat") == encoder.pair[1].tokenize("Red  CAT")
+    entry = recognise(tmp_path)
+    assert (entry.family, entry.route) == ("sdxl", "translate")
+    backbone = sdxl_backbone.load(entry, torch.float32)
+    assert backbone.spec.width == 128 and backbone.spec.pooled_width == 64
+    states = encoder.encode(["a red cat"])
+    config = backbone.default.__class__(width=256, height=256, steps=2, guidance_scale=2.0, scheduler="euler")
+    picture = backbone.sample(states, states, config, generators=[torch.Generator().manual_seed(0)])[0]
+    assert picture.size == (256, 256)
+
+
+def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        run(folder, "tokenizer")
+    for stage in ("clip", "unet"):
+        run(one, stage, 4)
+        run(two, stage, 2)
+        run(two, stage, 4)
+        states = [load_state(folder / f"{stage}.pt") for folder in (one, two)]
+        assert [state["step"] for state in states] == [4, 4]
+        for name, value in states[0]["model"].items():
+            torch.testing.assert_close(states[1]["model"][name], value, msg=name)
+
+
+def test_the_contrastive_loss_falls(tmp_path: Path) -> None:
+    run(tmp_path, "tokenizer")
+    run(tmp_path, "clip", 60)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "clip.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.8 * np.log(4)
+
+
+def test_nothing_said_is_zeros_in_training_too(tmp_path: Path) -> None:
+    run(tmp_path, "tokenizer")
+    run(tmp_path, "clip")
+    tokens, _, pooled = sdxl._plain(sdxl_encoder.load(tmp_path).encode(["red cat", "blue dog"]), torch.tensor([1.0, 0.0]))
+    assert bool(tokens[0].any()) and not tokens[1].any() and not pooled[1].any()
+
+
+def test_the_full_size_stays_small() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**{**sdxl.UNET, "block_out_channels": (96, 256), "attention_head_dim": (2, 4)}, cross_attention_dim=320,
+                                    projection_class_embeddings_input_dim=192 + 192, norm_num_groups=16)  # fmt: skip
+    assert sum(p.numel() for p in unet.parameters()) < 21_000_000
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="unet"):
+        run(tmp_path, "unett")
+    with pytest.raises(TrainingDataError, match="--stage tokenizer"):
+        run(tmp_path, "clip")
