@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jpgen.backbones.schedulers import OWN, SCHEDULERS
-from jpgen.catalog import FAMILY_DEFAULT, TRANSLATORS, Entry, find_model, load_catalog, user_file
+from jpgen.catalog import FAMILY_DEFAULT, SCORERS, TRANSLATORS, Entry, find_model, load_catalog, user_file
 from jpgen.errors import UnknownNameError, WeightsError
 from jpgen.types import SamplingConfig
 
@@ -14,7 +14,7 @@ WANTED = {
     "mame", "sdxl-base", "sdxl-lightning", "lcm-lora-sdxl", "hyper-sdxl", "dmd2", "jsdxl", "tohoku-sdxl-jp", "evosdxl-jp", "evo-ukiyoe",
     "commonart-beta", "rinna-jsd", "sd15", "sd21", "waifu-diffusion-14", "mitsua-diffusion-one", "mitsua-diffusion-cc0", "animagine-xl-4",
     "illustrious-xl", "pixart-sigma", "flux1-schnell", "flux2-klein-4b", "z-image-turbo", "qwen-image", "sana", "kolors",
-    "opus-mt-ja-en", "fugumt-ja-en", "elan-mt-bt-ja-en",
+    "opus-mt-ja-en", "fugumt-ja-en", "elan-mt-bt-ja-en", "mame-clip", "waon-siglip2", "siglip2", "altclip-m18", "openai-clip",
 }  # fmt: skip
 
 MINE = """
@@ -53,9 +53,9 @@ def test_every_entry_is_complete(entry: Entry) -> None:
     from jpgen.encoders import kinds
 
     assert load_catalog()[entry.name] == entry
-    assert entry.family in ("sd", "sdxl", "pixart", "flux", "diffusers", *TRANSLATORS)
+    assert entry.family in ("sd", "sdxl", "pixart", "flux", "diffusers", *TRANSLATORS, *SCORERS)
     assert entry.license and entry.title and entry.revision and entry.sources
-    if entry.family not in TRANSLATORS:
+    if entry.family not in (*TRANSLATORS, *SCORERS):
         assert entry.default.validated(8) == entry.default
         assert entry.default.scheduler in (OWN, *SCHEDULERS)
     assert entry.encoder in ("", *kinds())

@@ -7,6 +7,7 @@ and numbers, and against the captions of its batch.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import cast
@@ -68,7 +69,7 @@ def train_clip(
     curve, recent = Curve(out.with_suffix(".jsonl")), defaultdict[str, list[float]](list)
     for step in range(done, steps):
         for group in optimizer.param_groups:
-            group["lr"] = group["full_lr"] * min((step + 1) / WARM_UP, 1.0) * (1 + np.cos(np.pi * step / steps)) / 2
+            group["lr"] = group["full_lr"] * min((step + 1) / WARM_UP, 1.0) * (1 + math.cos(math.pi * step / steps)) / 2
         rng = np.random.default_rng(step)
         losses, right = clip_losses(network, banks, _thinned(pool.sample(BATCH, rng), rng), rng)
         loss = sum((LOSS_WEIGHTS[name] * one for name, one in losses.items()), torch.zeros(()))

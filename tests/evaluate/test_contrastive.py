@@ -63,7 +63,7 @@ def test_features_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
     mean, std = (torch.tensor(value)[:, None, None] for value in (scorer._processor.image_mean, scorer._processor.image_std))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     fixed = kind == "siglip"
-    ids = tokenizer(TEXTS, padding="max_length" if fixed else True, max_length=16, return_tensors="pt")
+    ids = tokenizer(TEXTS, padding="max_length" if fixed else True, truncation=True, max_length=16, return_tensors="pt")
     with torch.no_grad():
         given = {"input_ids": ids["input_ids"]} | ({} if fixed else {"attention_mask": ids["attention_mask"]})
         logits = model(pixel_values=(pixels / 255 - mean) / std, **given).logits_per_image
