@@ -158,7 +158,7 @@ def test_members_of_another_shape_are_told(home: Path) -> None:
     toy = written(home, evo(home / "toys"))
     accept()
     write_unet(toy.root / "juggernaut" / "unet", sdxl_unet(16, 20))
-    with pytest.raises(WeightsError, match=r"juggernaut-xl-9 \(unet/diffusion_pytorch_model\.fp16\.safetensors\): .*16\] for \[\d+, 32\]"):
+    with pytest.raises(WeightsError, match=r"juggernaut-xl-9 \(unet/\S+fp16\.safetensors\) \(diffusers, unet\): .*16\] for \[\d+, 32\]"):
         merged.open_model("evo-ukiyoe")
 
 

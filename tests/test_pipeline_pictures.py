@@ -352,8 +352,8 @@ def test_mame_inpaints_and_leaves_the_rest(mame: Pipeline) -> None:
 def run(toy: Pipeline, unet: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     real = api.open_pipeline
 
-    def opened(name: str = "mame", vae: Path | None = None, optimize: bool = False) -> Pipeline:
-        return real(name, vae, optimize) if vae else unet if name == "unet" else toy
+    def opened(name: str = "mame", vae: Path | None = None, *others: object) -> Pipeline:
+        return real(name, vae, *others) if vae else unet if name == "unet" else toy
 
     monkeypatch.setattr(api, "open_pipeline", opened)
     monkeypatch.chdir(tmp_path)
