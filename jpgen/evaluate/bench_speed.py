@@ -47,6 +47,7 @@ LOAD = """
 import json, sys, torch
 from pathlib import Path
 from jpgen.evaluate.timing import cpu_seconds
+from jpgen.backbones import load_backbone
 from jpgen.models import recognise
 def anonymous():
     return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
