@@ -23,13 +23,13 @@ from jpgen.encoders.adapted import load_adapted
 from jpgen.encoders.pairing import read_spec, require_backbone
 from jpgen.encoders.remembered import Asked, Remembered
 from jpgen.english import in_english, open_english
-from jpgen.errors import IncompatibleError, PromptError, SettingError
+from jpgen.errors import IncompatibleError, SettingError
 from jpgen.lora import Adapter
 from jpgen.merged import open_model
 from jpgen.models import weights_hash, with_vae
 from jpgen.pictures import NO_SOURCES, UPSCALE_STRENGTH, Sources, counted, enlarged, file_hash
-from jpgen.prompt.chain import normalize as normalized
-from jpgen.prompt.syntax import parse_attention
+from jpgen.prompt.reading import read_prompt
+from jpgen.prompt.syntax import parse_attention, without_weights
 from jpgen.protocols import Backbone, TextBackbone, TextEncoder, Translator
 from jpgen.routes import choose_route
 from jpgen.safety import sha256_of
@@ -55,7 +55,6 @@ DEFAULT_MODEL = "mame"
 PAIRING = "pairing"
 """The kind of the adapter behind an encoder, beside LoRAs and embeddings."""
 
-MAX_CHARACTERS = 2000
 MAX_COUNT = 10_000
 RANDOM_SEEDS = 2**32
 
@@ -239,7 +238,7 @@ class Pipeline:
         first = _seed(seed)
         require_seed(first + count - 1)
         sources = Sources(init, tuple(controls), tile, upscale, upscale_strength).checked(checked, self.backbone)
-        jobs = [(_prompt(prompt, negative, normalize, first + n), first + n) for prompt in prompts for n in range(count)]
+        jobs = [(read_prompt(prompt, negative, normalize=normalize, seed=first + n), first + n) for prompt in prompts for n in range(count)]
         read = self._translated([prompt for prompt, _ in jobs])
         adapted, adapters = self._adapters.named(read, loras or {})
         self._adapters.require(adapted, checked.clip_skip)
@@ -307,7 +306,7 @@ class Pipeline:
         backbone: Any = self.backbone  # which takes what `checked` found that it takes
         if isinstance(self.backbone, TextBackbone):
             self._warn_of_weights(prompts)
-            texts, negatives = [prompt.seen.text for prompt in prompts], [_said(prompt.seen.negative) for prompt in prompts]
+            texts, negatives = [prompt.seen.text for prompt in prompts], [without_weights(prompt.seen.negative) for prompt in prompts]
             images: list[Image.Image] = backbone.sample_texts(texts, negatives, config, generators=generators, on_step=on_step, **more)
         else:
             conditioning, negative = self._encode([prompt.seen for prompt in prompts], config)
@@ -357,7 +356,7 @@ class Pipeline:
         if not isinstance(encoder, TokenEncoder | SpanEncoder):
             self._warn_of_weights(prompts)
         wanted = [Asked(prompt.spans or ((prompt.text, 1.0),), prompt.text, on) for prompt in prompts]
-        unwanted = [Asked(tuple(parse_attention(prompt.negative)), _said(prompt.negative), on) for prompt in prompts] if guided else []
+        unwanted = [Asked(tuple(parse_attention(prompt.negative)), without_weights(prompt.negative), on) for prompt in prompts] if guided else []
         both = self._remembered.encode(encoder, [*wanted, *unwanted], config.emphasis)
         first = both.rows(0, len(prompts))
         return _trimmed(first), _trimmed(both.rows(len(prompts), 2 * len(prompts)) if guided else first)
@@ -375,46 +374,5 @@ def _trimmed(conditioning: Conditioning) -> Conditioning:
     return Conditioning(conditioning.tokens[:, :length], conditioning.mask[:, :length], conditioning.pooled)
 
 
-def _said(negative: str) -> str:
-    """A negative prompt without its weights."""
-    return "".join(text for text, weight in parse_attention(negative) if (text, weight) != ("BREAK", -1.0))
-
-
 def _seed(seed: int | None) -> int:
     return int(torch.randint(RANDOM_SEEDS, ()).item()) if seed is None else require_seed(seed)
-
-
-def _prompt(prompt: str | Prompt, negative: str, normalize: bool, seed: int) -> Prompt:
-    """A checked Prompt; raises PromptError for what is empty, too long or not text."""
-    if isinstance(prompt, Prompt):
-        return prompt
-    text, negative = _clean(prompt, "プロンプト / prompt"), _clean(negative, "ネガティブ / negative")
-    if not text.strip():
-        raise PromptError("プロンプトが空です。描きたいものを書いてください（例: 夕焼けの海に浮かぶ赤い船） / the prompt is empty: say what to draw")
-    if not normalize:
-        return Prompt(source=text, text=text, negative=negative, spans=((text, 1.0),))
-    read = normalized(text, negative=negative, seed=seed)
-    if not read.text.strip() and not read.loras:
-        raise PromptError(
-            f"「{text.strip()[:40]}」から描くものが読み取れません。描きたいものを書くか、normalize=False で文のまま渡してください / "
-            "nothing to draw is left: say what to draw, or pass normalize=False (--no-normalize) to take the text as it stands"
-        )
-    return read
-
-
-def _clean(text: str, what: str) -> str:
-    if not isinstance(text, str):
-        raise PromptError(f"{what}: 文字列ではなく {type(text).__name__} です / wanted a string, got {type(text).__name__}")
-    if len(text) > MAX_CHARACTERS:
-        raise PromptError(
-            f"{what}: 長すぎます（{len(text)} 文字、上限 {MAX_CHARACTERS}）。短くしてください / "
-            f"{len(text)} characters, at most {MAX_CHARACTERS}: shorten it"
-        )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PromptError(
-            f"{what}: {error.start + 1} 文字目が壊れています（サロゲートの片割れ）。入力し直してください / "
-            f"character {error.start + 1} is a lone surrogate: type it again"
-        ) from error
-    return text

@@ -108,6 +108,11 @@ def parse_attention(text: str, *, dialect: Dialect = "jpgen") -> list[tuple[str,
     return _merged((text, -1.0 if weight is None else weight) for text, weight in zip(texts, weights, strict=True)) or [("", 1.0)]
 
 
+def without_weights(text: str) -> str:
+    """The text of a prompt without its attention weights and BREAKs."""
+    return "".join(piece for piece, weight in parse_attention(text) if (piece, weight) != ("BREAK", -1.0))
+
+
 def escape(text: str) -> str:
     r"""The text with a backslash before each of ( ) [ ] \, so that it is read as it stands.
 

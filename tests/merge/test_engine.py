@@ -380,7 +380,7 @@ def test_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     files(tmp_path, a=large(1), b=large(2))
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"old")
-    slow = MIXED.replace("print(", "import jpgen.merge.engine as e, time\nold = e._put\ndef put(*a): old(*a); time.sleep(30)\ne._put = put\nprint(")
+    slow = MIXED.replace("print(", "import jpgen.merge.engine as e, time\nold = e.put\ndef put(*a): old(*a); time.sleep(30)\ne.put = put\nprint(")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-c", slow, out.name, "1"], cwd=tmp_path, env=environment) as process:
         while not list(tmp_path.glob(".out.safetensors.*.tmp")) and process.poll() is None:

@@ -326,7 +326,7 @@ merge(lerp(model("a.safetensors"), model("fb"), t=0.6), "m")
 
 
 @pytest.mark.parametrize(
-    ("step", "when", "is_new"), [("_put", "after", False), ("write_companions", "before", False), ("put_in_place", "before", False),
+    ("step", "when", "is_new"), [("put", "after", False), ("write_companions", "before", False), ("put_in_place", "before", False),
                                  ("put_in_place", "after", True)],
 )  # fmt: skip
 def test_kill_leaves_the_old_folder_or_the_new_one(step: str, when: str, is_new: bool, tmp_path: Path) -> None:
