@@ -14,7 +14,7 @@ from jpgen.errors import UnknownNameError
 from jpgen.protocols import Backbone, TextBackbone
 
 PARTS = frozenset({
-    "autoencoder", "caches", "configs", "controlnet", "denoising", "forwards", "lean", "loading", "packing", "passes", "placement",
+    "autoencoder", "caches", "configs", "controlnet", "denoising", "forwards", "latents", "lean", "loading", "packing", "passes", "placement",
     "preview", "schedulers", "single_file", "starting", "tiling", "unet",
 })  # fmt: skip
 """Files here that are parts of backbones."""

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from jpgen.backbones.caches import cached
+from jpgen.backbones.latents import decode
 from jpgen.backbones.preview import Preview
 from jpgen.backbones.schedulers import OWN, make_scheduler
 from jpgen.backbones.starting import paste
@@ -206,10 +207,7 @@ class DiffusersBackbone:
         return self._shown.images(guess, config)
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        vae = self._pipeline.vae
-        scaled = latents / vae.config["scaling_factor"] + (vae.config.get("shift_factor") or 0)
-        pictures: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
-        return pictures.float()
+        return decode(self._pipeline.vae, latents)
 
 
 def _of_picture(kept: Fitted, config: SamplingConfig) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from jpgen.backbones import controlnet
+from jpgen.backbones.latents import decode
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
 from jpgen.backbones.passes import is_guided, passes
 from jpgen.backbones.preview import Preview, load_tiny
 from jpgen.backbones.schedulers import OWN, make_scheduler
 from jpgen.backbones.starting import begin, make_start, paste
-from jpgen.backbones.tiling import tiles_if_large
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError
 from jpgen.lora import DENOISER
@@ -146,11 +146,7 @@ class FluxBackbone:
         return unpacked
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        vae = self._pipeline.vae
-        latents = (latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).to(vae.dtype)
-        with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
-            pictures: Tensor = vae.decode(latents).sample
-        return pictures.float()
+        return decode(self._pipeline.vae, latents)
 
 
 def _set_timesteps(scheduler: Any, steps: int, tokens: int) -> None:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle
 from jpgen.backbones.caches import NONE
+from jpgen.backbones.latents import decode, encode, to_pixels
 from jpgen.backbones.lean import lean
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
 from jpgen.backbones.packing import packing
 from jpgen.backbones.passes import is_guided, passes
 from jpgen.backbones.preview import Preview, load_tiny
 from jpgen.backbones.schedulers import make_scheduler
-from jpgen.backbones.starting import begin, encode, make_start, paste, to_pixels
-from jpgen.backbones.tiling import tiles_if_large
+from jpgen.backbones.starting import begin, make_start, paste
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, WeightsError
 from jpgen.lora import DENOISER
@@ -117,15 +117,12 @@ class PixArtBackbone:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """The pictures of latents [batch, channels, height, width] as sampling scales them."""
-        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents.to(self._pipeline.vae.device)), output_type="pil")
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents), output_type="pil")
         return images
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        vae = self._pipeline.vae
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor
-        with self._packing.over(vae), tiles_if_large(vae, len(latents), *latents.shape[-2:]):
-            pictures: Tensor = vae.decode(latents).sample
-        return pictures.float()
+        with self._packing.over(self._pipeline.vae):
+            return decode(self._pipeline.vae, latents)
 
 
 def _same_length(one: Conditioning, other: Conditioning) -> tuple[Tensor, Tensor, Tensor, Tensor]:

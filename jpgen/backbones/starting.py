@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jpgen.backbones.tiling import tiles_if_large
+from jpgen.backbones.latents import encode, to_pixels
 from jpgen.pictures import Fitted, fitted, steps_of
 from jpgen.types import InitImage, SamplingConfig
 
@@ -60,26 +60,9 @@ def make_start(
     return Start(fit, pack(clean), pack(noise), None if mask is None else pack(mask), config.steps - steps, steps)
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """A picture in RGB as fp32 [1, 3, height, width] in −1…1."""
-    return torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-
-
 def latent_mask(mask: Image.Image, factor: int) -> Tensor:
     """A mask of 0 and 255 as fp32 [1, 1, rows, columns] of latents, 1 where any of its pixels is white."""
     return torch.nn.functional.max_pool2d(torch.from_numpy(np.asarray(mask, np.float32) / 255)[None, None], factor)
-
-
-def encode(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Latents of a picture [1, 3, height, width], fp32 on the CPU and scaled for sampling, one row sampled by each generator."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    with tiles_if_large(vae, 1, pixels.shape[-2] // factor, pixels.shape[-1] // factor):
-        distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    latents = torch.cat([distribution.sample(generator) for generator in generators]).float().cpu()
-    mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
-    if mean is not None and std is not None:
-        return (latents - latents.new_tensor(mean).view(1, -1, 1, 1)) * vae.config.scaling_factor / latents.new_tensor(std).view(1, -1, 1, 1)
-    return (latents - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor
 
 
 def begin(scheduler: Any, start: Start, set_timesteps: Callable[[Any], object], *, blend: bool = True) -> Tensor:

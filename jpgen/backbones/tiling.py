@@ -42,6 +42,9 @@ def tiles_if_large(vae: Any, rows: int, height: int, width: int) -> Iterator[Non
     Sides in latents. The pieces overlap by a quarter and are blended: the picture is then not quite the same, which is logged. What is seamless stays
     whole.
     """
+    if not hasattr(vae, "use_tiling") or "block_out_channels" not in vae.config:  # another kind of autoencoder
+        yield
+        return
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     pixels, free = height * width * factor**2, memory_available(vae.device)
     whole = any(isinstance(layer, nn.Conv2d) and layer.padding_mode == "circular" for layer in vae.modules())
@@ -49,7 +52,7 @@ def tiles_if_large(vae: Any, rows: int, height: int, width: int) -> Iterator[Non
     def too_much(pixels: int) -> bool:
         return needs_tiles(pixels, vae.config.block_out_channels[0], vae.dtype.itemsize, free)
 
-    if whole or not hasattr(vae, "use_tiling") or not too_much(rows * pixels):
+    if whole or not too_much(rows * pixels):
         yield
         return
     settings: dict[str, int] = {"use_slicing": True}

@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from jpgen.backbones import controlnet, single_file
+from jpgen.backbones.latents import decode, encode, to_pixels
 from jpgen.backbones.loading import filled, load_autoencoder, part_folder, read_config
 from jpgen.backbones.packing import packing
 from jpgen.backbones.passes import is_guided, passes
 from jpgen.backbones.preview import Preview, load_tiny
 from jpgen.backbones.schedulers import make_scheduler
-from jpgen.backbones.starting import begin, encode, latent_mask, make_start, paste, to_pixels
-from jpgen.backbones.tiling import seamless, tiles_if_large
+from jpgen.backbones.starting import begin, latent_mask, make_start, paste
+from jpgen.backbones.tiling import seamless
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError, SettingError, WeightsError
 from jpgen.lora import DENOISER, read_adapter
@@ -193,20 +194,11 @@ class UnetBackbone:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """The pictures of latents [batch, channels, height, width] as sampling scales them."""
-        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents.to(self._pipeline.vae.device)), output_type="pil")
+        images: list[Image.Image] = self._pipeline.image_processor.postprocess(self._pixels(latents), output_type="pil")
         return images
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        vae = self._pipeline.vae
-        latents = latents.to(vae.dtype)
-        mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
-        if mean is not None and std is not None:
-            latents = latents * latents.new_tensor(std).view(1, -1, 1, 1) / vae.config.scaling_factor + latents.new_tensor(mean).view(1, -1, 1, 1)
-        else:
-            latents = latents / vae.config.scaling_factor
-        with tiles_if_large(vae, len(latents), *latents.shape[-2:]):
-            pictures: Tensor = vae.decode(latents).sample
-        return pictures.float()
+        return decode(self._pipeline.vae, latents)
 
 
 @contextmanager

@@ -53,6 +53,22 @@ def fill(model: Any, state: Mapping[str, Tensor], place: Path) -> None:
         raise WeightsError(f"{place}: エンコーダの重みが合いません / the encoder's weights do not match its config: {why}") from error
 
 
+def tower_of(folder: Path, text_encoder: str) -> Path:
+    """Where a text tower's own folder is: `text_encoder` as a path from the model's folder (or from that of its file), else `text_encoder/`."""
+    return (folder.parent if folder.is_file() else folder) / Path(text_encoder or "text_encoder").expanduser()
+
+
+def read_as(kind: Any, told: Mapping[str, Any], place: Path) -> Any:
+    """The config of this class of transformers from what a folder's config.json tells; raises WeightsError."""
+    try:
+        return kind(**told)
+    except Exception as error:  # transformers' checks raise errors of their own, TypeError and ValueError
+        why = " ".join(str(error).split())
+        raise WeightsError(
+            f"設定ファイルが合いません / {place / 'config.json'} is not a config of {kind.__name__} ({why}); fetch the model again"
+        ) from error
+
+
 def load_encoder(kind: str, folder: Path, **parts: str | int | float | bool) -> TextEncoder:
     """The encoder of this kind with the weights in `folder`; of an entry's parts its `load` is given those it has an argument for.
 

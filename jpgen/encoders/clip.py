@@ -14,7 +14,7 @@ from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
 from jpgen.encoders.embeddings import Embedding, Vocabulary
 from jpgen.encoders.single_file import read_clip
-from jpgen.encoders.tokenizers import ClipShapedTokenizer, bpe_tokenizer, read_tokenizer
+from jpgen.encoders.tokenizers import ClipShapedTokenizer, bpe_tokenizer, read_tokenizer, require_pieces
 from jpgen.errors import SettingError, WeightsError
 from jpgen.types import Conditioning, ConditioningSpec
 from jpgen.weights import load_sharded
@@ -131,11 +131,7 @@ def load(folder: Path, *, suffix: str = "", clip_skip: int = 0, final_norm: bool
         projected = "CLIPTextModelWithProjection" in (config.architectures or [])
         state = {name.removeprefix("text_model."): tensor for name, tensor in load_sharded(place, "model", dtype).items()}
     model = _filled(config, state, place, projected if projection is None else projection)
-    if len(tokenizer) > config.vocab_size:
-        raise WeightsError(
-            "トークナイザとエンコーダが別のモデルのものです / "
-            f"{folder} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model"
-        )
+    require_pieces(len(tokenizer), config.vocab_size, folder)
     return ClipEncoder(f"clip{suffix}", model, tokenizer, clip_skip=clip_skip, final_norm=final_norm)
 
 

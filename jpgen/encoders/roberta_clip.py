@@ -19,8 +19,8 @@ from transformers import RobertaConfig, RobertaModel
 
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
-from jpgen.encoders import fill
-from jpgen.encoders.tokenizers import MODELS, SentencePieceTokenizer, read_sentencepiece
+from jpgen.encoders import fill, read_as, tower_of
+from jpgen.encoders.tokenizers import MODELS, SentencePieceTokenizer, read_sentencepiece, require_pieces
 from jpgen.errors import WeightsError
 from jpgen.safety import read_json
 from jpgen.types import Conditioning, ConditioningSpec
@@ -69,15 +69,10 @@ def load(folder: Path, *, text_encoder: str = "", pooled: bool = False) -> Rober
 
     The picture tower is not read, and no code of the folder runs. Raises WeightsError.
     """
-    here = folder.parent if folder.is_file() else folder
-    place = here / Path(text_encoder).expanduser() if text_encoder else here / "text_encoder"
+    place = tower_of(folder, text_encoder)
     config = _config(read_json(place / "config.json"), place)
     tokenizer = _tokenizer(place)
-    if len(tokenizer) > config.vocab_size:
-        raise WeightsError(
-            "トークナイザとエンコーダが別のモデルのものです / "
-            f"{place} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model"
-        )
+    require_pieces(len(tokenizer), config.vocab_size, place)
     state = load_sharded(place, "model", best_dtype())
     if PROJECTION not in state or state[PROJECTION].dim() != 2 or state[PROJECTION].shape[1] != config.hidden_size:
         raise WeightsError(
@@ -100,13 +95,7 @@ def _config(told: dict[str, Any], place: Path) -> RobertaConfig:
             f"{place}: RoBERTa の文エンコーダではありません / {place} holds a text tower of type {inner.get('model_type')!r}, wanted "
             "'roberta' (rinna's and Recruit's CLIP): name such a folder in parts.text_encoder"
         )
-    try:
-        return RobertaConfig(**inner)
-    except Exception as error:  # transformers' checks raise errors of their own, TypeError and ValueError
-        raise WeightsError(
-            "設定ファイルが合いません / "
-            f"{place / 'config.json'} is not a config of RoBERTa ({' '.join(str(error).split())}); fetch the model again"
-        ) from error
+    return read_as(RobertaConfig, inner, place)
 
 
 def _tokenizer(place: Path) -> SentencePieceTokenizer:

@@ -16,9 +16,9 @@ from transformers import SiglipTextConfig, SiglipTextModel
 
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
-from jpgen.encoders import fill
+from jpgen.encoders import fill, read_as, tower_of
 from jpgen.encoders.llm import load_tokenizer, specials
-from jpgen.encoders.tokenizers import MODELS, ClipShapedTokenizer, read_sentencepiece
+from jpgen.encoders.tokenizers import MODELS, ClipShapedTokenizer, read_sentencepiece, require_pieces
 from jpgen.errors import WeightsError
 from jpgen.safety import read_json
 from jpgen.types import Conditioning, ConditioningSpec
@@ -86,15 +86,10 @@ def load(folder: Path, *, text_encoder: str = "", pooled: bool = False) -> Sigli
 
     A whole model's picture tower is not read. The tokenizer is tokenizer.json or a SentencePiece model as Gemma's. Raises WeightsError.
     """
-    here = folder.parent if folder.is_file() else folder
-    place = here / Path(text_encoder).expanduser() if text_encoder else here / "text_encoder"
+    place = tower_of(folder, text_encoder)
     config = _config(read_json(place / "config.json"), place)
     tokenizer = _tokenizer(place)
-    if len(tokenizer) > config.vocab_size:
-        raise WeightsError(
-            "トークナイザとエンコーダが別のモデルのものです / "
-            f"{place} has {len(tokenizer)} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model"
-        )
+    require_pieces(len(tokenizer), config.vocab_size, place)
     state = load_sharded(place, "model", best_dtype())
     whole = any(name.startswith(TOWER) for name in state)
     tower = {name.removeprefix(TOWER): tensor for name, tensor in state.items() if name.startswith(TOWER) or not whole}
@@ -113,13 +108,7 @@ def _config(told: dict[str, Any], place: Path) -> SiglipTextConfig:
             "name a SigLIP model in parts.text_encoder"
         )
     inner = told.get("text_config") or {} if "text_config" in told or "vision_config" in told else told
-    try:
-        return SiglipTextConfig(**inner)
-    except Exception as error:  # transformers' checks raise errors of their own, TypeError and ValueError
-        raise WeightsError(
-            "設定ファイルが合いません / "
-            f"{place / 'config.json'} is not a config of SigLIP ({' '.join(str(error).split())}); fetch the model again"
-        ) from error
+    return read_as(SiglipTextConfig, inner, place)
 
 
 def _tokenizer(place: Path) -> ClipShapedTokenizer:

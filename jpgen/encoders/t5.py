@@ -15,6 +15,7 @@ from transformers import T5Config, T5EncoderModel
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
 from jpgen.encoders import checked_variant
+from jpgen.encoders.tokenizers import require_pieces
 from jpgen.errors import SettingError, WeightsError
 from jpgen.types import Conditioning, ConditioningSpec
 
@@ -79,11 +80,7 @@ def load(folder: Path, *, suffix: str = "", max_tokens: int = MAX_TOKENS, fixed:
             "エンコーダの重みが足りません / "
             f"{place} has no {', '.join(missing[:5])} ({len(missing)} tensors): not the weights of this config"
         )
-    if pieces > config.vocab_size:
-        raise WeightsError(
-            "トークナイザとエンコーダが別のモデルのものです / "
-            f"{folder} has {pieces} pieces in the tokenizer, {config.vocab_size} in the encoder: they are not of one model"
-        )
+    require_pieces(pieces, config.vocab_size, folder)
     return T5Encoder(f"t5{suffix}", model, ids_of, max_tokens=max_tokens, fixed=fixed, lower=_of_pixart(folder) if lower is None else lower)
 
 

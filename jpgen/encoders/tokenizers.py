@@ -103,6 +103,15 @@ class ClipTokenizer:
         return ids
 
 
+def require_pieces(pieces: int, known: int, place: Path) -> None:
+    """Raise WeightsError if a tokenizer has more pieces than its encoder knows."""
+    if pieces > known:
+        raise WeightsError(
+            "トークナイザとエンコーダが別のモデルのものです / "
+            f"{place} has {pieces} pieces in the tokenizer, {known} in the encoder: they are not of one model"
+        )
+
+
 def read_tokenizer(folder: Path) -> ClipShapedTokenizer:
     """The tokenizer in a folder: of a SentencePiece model if it holds one, else CLIP's; raises WeightsError on a surprise."""
     model = next((folder / name for name in MODELS if (folder / name).is_file()), None)

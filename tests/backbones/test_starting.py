@@ -26,8 +26,9 @@ from diffusers import (
 from PIL import Image
 
 from jpgen.backbones import flux, load_backbone, pixart, sd, sdxl
+from jpgen.backbones.latents import encode, to_pixels
 from jpgen.backbones.schedulers import OWN, make_scheduler
-from jpgen.backbones.starting import encode, latent_mask, noisy, to_pixels
+from jpgen.backbones.starting import latent_mask, noisy
 from jpgen.backbones.unet import SCHEDULE, UnetBackbone, toy_vae
 from jpgen.catalog import Entry
 from jpgen.errors import Cancelled, IncompatibleError
