@@ -166,7 +166,7 @@ class Cpp:
             sample_steps=config.steps, sigmas=", ".join(map(str, scheduler.sigmas.tolist())), seed=seed,
             progress_callback=lambda step, _steps, _seconds: on_step() if step else None,
         )  # fmt: skip
-        return np.asarray(made[0])
+        return np.asarray(made[0].convert("RGB"))
 
 
 def absent() -> list[str]:
