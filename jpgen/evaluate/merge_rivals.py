@@ -20,12 +20,12 @@ def told(began, **more):
 MECHA = """
 import json, sys, time
 import sd_mecha, torch
-from sd_mecha.extensions.builtin.merge_methods import linear  # sd_mecha.add_difference fails on ties_sum
+from sd_mecha.extensions.builtin.merge_methods import linear  # sd_mecha.add_difference and .subtract fail around ties_sum
 case, out, *paths = sys.argv[1:]
 a, b, *c = [sd_mecha.model(path) for path in paths]
 tree = {"lerp": lambda: sd_mecha.weighted_sum(a, b, alpha=0.3), "slerp": lambda: sd_mecha.slerp(a, b, alpha=0.3),
         "n_average": lambda: sd_mecha.n_average(a, b, *c), "add_difference": lambda: sd_mecha.add_difference(a, b, c[0], alpha=1.0),
-        "ties": lambda: linear.add_difference(a, sd_mecha.ties_sum(sd_mecha.subtract(b, a), sd_mecha.subtract(c[0], a), k=0.2), alpha=1.0),
+        "ties": lambda: linear.add_difference(a, sd_mecha.ties_sum(linear.subtract(b, a), linear.subtract(c[0], a), k=0.2), alpha=1.0),
         "dare": lambda: sd_mecha.dropout(a, b, c[0], probability=0.5, alpha=1.0)}[case]()
 began = time.perf_counter(), time.process_time()
 sd_mecha.merge(tree, output=out, merge_device="cpu", merge_dtype=torch.float32, output_device="cpu", output_dtype=torch.float16,
