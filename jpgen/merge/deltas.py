@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +79,7 @@ def ties(
 
     Yadav et al. 2023, arXiv 2306.01708; with weights the sum that elects and the mean are weighted ones.
     """
-    trimmed = [delta.mul_(delta.abs() >= least) for delta, (least,) in zip(differences((base, *models)), seen, strict=True)]
+    trimmed = [at_least(delta, least) for delta, (least,) in zip(differences((base, *models)), seen, strict=True)]
     return elected(base, trimmed, spread(weights, len(models)), scale)
 
 
@@ -156,6 +157,11 @@ def sce(base: Tensor, *models: Tensor, density: Fraction = 0.1, seen: Annotated[
 # ── what they are made of ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def at_least(delta: Tensor, least: float) -> Tensor:
+    """The values whose size is `least` (≥ 0) or more, and 0 for the others."""
+    return torch.nn.functional.hardshrink(delta, float(np.nextafter(np.float32(least), np.float32(-np.inf))))
+
+
 def elected(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], scale: float, *, by_weight: bool = True) -> Tensor:
     """θ₀ + λ·Σ wₖ·δₖ / Σ wₖ over the k whose δₖ has the sign of Σ wₖ·δₖ, 0 where there is none (TIES, algorithm 1); `by_weight`: or of Σ δₖ."""
     votes = torch.zeros_like(base)
@@ -163,7 +169,8 @@ def elected(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], sc
         votes.add_(delta, alpha=weight if by_weight else 1.0)
     total, shares = torch.zeros_like(base), torch.zeros_like(base)
     for delta, weight in zip(deltas, weights, strict=True):
-        agrees = (delta * votes > 0) if weight >= 0 or not by_weight else (delta * votes < 0)
-        total.add_(delta.mul(agrees), alpha=weight)
+        product = delta.mul(votes)
+        agrees = product.gt_(0) if weight >= 0 or not by_weight else product.lt_(0)  # 1 and 0: truth values take torch far longer
+        total.addcmul_(delta, agrees, value=weight)
         shares.add_(agrees, alpha=weight)
-    return total.div_(shares.masked_fill_(shares == 0, 1)).mul_(scale).add_(base)
+    return total.div_(shares.add_(shares.clone().eq_(0))).mul_(scale).add_(base)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jpgen.errors import OutputError, WeightsError
-from jpgen.merge import engine, lora, model, survey
+from jpgen.merge import engine, lora, model, survey, worker
 from jpgen.merge import merge as merge_nodes
 from jpgen.merge.engine import merge
 from jpgen.merge.evaluation import evaluate
@@ -262,7 +262,7 @@ def test_the_length_of_strips_leaves_no_trace(tmp_path: Path, monkeypatch: pytes
     tree = Merge("task_arithmetic", (Merge("weighted_sum", parts, {"weights": (0.4, 0.3, 0.2, 0.1)}), b, Merge("lerp", (a, c), {"t": 0.3})))
     made = [merge(Recipe(tree), tmp_path / "default.safetensors").read_bytes()]
     for strip in (101 * 64, 1 << 16):
-        monkeypatch.setattr(engine, "STRIP", strip)
+        monkeypatch.setattr(worker, "STRIP", strip)
         made.append(merge(Recipe(tree), tmp_path / "default.safetensors", threads=3).read_bytes())
     assert made[0] == made[1] == made[2]
     assert load_file(tmp_path / "a.safetensors")["x"].equal(large(0)["x"].to(dtype))
