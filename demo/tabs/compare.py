@@ -35,6 +35,8 @@ def show() -> None:
         say("compare.mode"), [WAYS, GRID], default=WAYS, format_func=lambda one: say(f"compare.{one}"), key="compare/mode", required=True,
         label_visibility="collapsed",
     )  # fmt: skip
+    with st.expander(say("settings"), icon=":material/tune:"):
+        choosing.choose_model("compare")
     _ways() if mode == WAYS else _grid()
 
 
@@ -69,10 +71,10 @@ def _compare() -> None:
     except jpgen.JpgenError as error:
         return running.refuse("ways", error)
 
-    kept = gallery()
+    model, kept = choosing.chosen_model(), gallery()
 
     def draw(desk: Desk) -> None:
-        pipeline = desk.pipeline()
+        pipeline = desk.pipeline(model)
         if translator:
             prompts[TRANSLATED] = translated(prompts[JAPANESE], translator)
         order = [way for way in (JAPANESE, ENGLISH, TRANSLATED, RAW) if way in prompts]
@@ -125,7 +127,7 @@ def _grid() -> None:
 def _draw_grid(x: axes.Axis, y: axes.Axis) -> None:
     text, seed = str(st.session_state.get("grid/prompt") or ""), int(st.session_state.get("grid/seed") or 0)
     try:
-        cells = axes.cells(x, y, seed)
+        cells = axes.cells(x, y, seed, choosing.chosen_model())
         prompts = [reading.read(*cell.styled(text), (), seed=cell.seed) for cell in cells]
     except jpgen.JpgenError as error:
         return running.refuse("grid", error)

@@ -96,14 +96,18 @@ def test_a_picture_is_made_and_kept() -> None:
     assert [button.label for button in page.button if button.key and button.key.startswith("create-undo")] == ["戻す"] * len(settings.prompt.edits)
 
 
-def test_an_undone_rule_is_left_out_of_the_next_picture() -> None:
+def test_an_undone_rewrite_is_left_out_of_the_next_picture_and_can_be_used_again() -> None:
     page = visit("create")
-    page.text_area(key="create/prompt").set_value("三匹の猫")
+    page.text_area(key="create/prompt").set_value("三匹の猫と二羽の鳥")
     page.button(key="read").click().run()
     page.button(key="create-undo-0").click().run()
     page.button(key="generate").click().run()
     done(page, "create")
-    assert read_settings(pictures()[0].path).prompt.text == "三匹の猫"
+    assert read_settings(pictures()[0].path).prompt.text == "三匹の猫と2羽の鳥"
+    page.button(key="create-redo-0").click().run()
+    page.button(key="generate").click().run()
+    done(page, "create")
+    assert read_settings(pictures()[0].path).prompt.text == "3匹の猫と2羽の鳥"
     page.text_area(key="create/prompt").set_value("二匹の犬")
     page.button(key="generate").click().run()
     done(page, "create")
