@@ -95,7 +95,7 @@ def cells(x: Axis, y: Axis, seed: int, model: str) -> list[Cell]:
 
 
 def _cell(x_name: str, y_name: str, given: dict[str, Any]) -> Cell:
-    sampling = {name: given[name] for name in ("steps", "guidance_scale", "scheduler") if name in given}
+    sampling: dict[str, Any] = {name: given[name] for name in ("steps", "guidance_scale", "scheduler") if name in given}
     return Cell(x_name, y_name, given[x_name], given[y_name], given["seed"], given["model"], given["style"], sampling)
 
 

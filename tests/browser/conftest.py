@@ -22,6 +22,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PROMPT = "プロンプト (Prompt)"
 WAIT = int(os.environ.get("JPGEN_BROWSER_WAIT", "180")) * 1000
 expect.set_options(timeout=WAIT)
 
@@ -46,14 +47,11 @@ def serve(folder: Path, script: Path, *arguments: str, settings: str = "") -> Se
     port = free_port()
     home = folder / "home"
     home.mkdir(parents=True, exist_ok=True)
-    if settings:
-        (folder / "demo.toml").write_text(settings, "utf-8")
+    (folder / "demo.toml").write_text(settings, "utf-8")
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "HOME": str(home), "XDG_DATA_HOME": str(home / "data"), "XDG_CONFIG_HOME": str(home / "config"),
-        "XDG_STATE_HOME": str(home / "state"), "HF_HUB_OFFLINE": "1",
+        "XDG_STATE_HOME": str(home / "state"), "HF_HUB_OFFLINE": "1", "JPGEN_DEMO_CONFIG": str(folder / "demo.toml"),
     }  # fmt: skip
-    if settings:
-        environment["JPGEN_DEMO"] = str(folder / "demo.toml")
     flags = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true", "--browser.gatherUsageStats=false"]
     with (folder / "server.log").open("wb") as log:
         command = [sys.executable, "-m", "streamlit", "run", str(script), *flags, "--", *arguments]
@@ -86,10 +84,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     stop(server)
 
 
-def serve_gated(folder: Path) -> Server:
+def serve_gated(folder: Path, settings: str = "") -> Server:
     """The demo with the engine of gated_app.py; its gates are in the folder `gates`."""
-    (folder / "gates").mkdir()
-    return serve(folder, Path(__file__).with_name("gated_app.py"), str(folder))
+    (folder / "gates").mkdir(exist_ok=True)
+    return serve(folder, Path(__file__).with_name("gated_app.py"), str(folder), settings=settings)
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +123,7 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Page]]:
     contexts: list[BrowserContext] = []
 
     def open_page(server: Server, tab: str = "", **options: object) -> Page:
-        context = chromium.new_context(**{"locale": "ja-JP", "viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
+        context = chromium.new_context(**{"locale": "ja-JP", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})  # type: ignore[arg-type]
         contexts.append(context)
         context.set_default_timeout(WAIT)
         page = context.new_page()
@@ -151,6 +149,26 @@ def fill(page: Page, name: str, text: str) -> None:
     box.fill(text)
     box.blur()
     settled(page)
+
+
+def generate(page: Page, text: str) -> None:
+    """Write a prompt on つくる and hand it in."""
+    fill(page, PROMPT, text)
+    page.get_by_role("button", name="生成", exact=True).click()
+
+
+def paint(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """A stroke of the brush over the picture on なおす, from and to these parts of its sides."""
+    page.get_by_text("一部を").click()
+    canvas = page.locator("canvas[role=application]")
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * start[0], box["y"] + box["height"] * start[1])
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * end[0], box["y"] + box["height"] * end[1], steps=6)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="塗った所を描きなおす")).to_be_enabled()
 
 
 def go(page: Page, tab: str) -> None:

@@ -8,11 +8,10 @@ from importlib import resources
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Server, fill, go, settled
+from tests.browser.conftest import PROMPT, Server, generate, go, settled
 from tests.browser.gated import open_gate
 
 pytestmark = pytest.mark.browser
-PROMPT = "プロンプト (Prompt)"
 TABS = ["つくる", "くらべる", "なおす", "まぜる", "みわける", "ギャラリー"]
 ADDRESSES = ["", "compare", "repair", "blend", "recognise", "gallery"]
 AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
@@ -32,8 +31,7 @@ def findings(page: Page) -> list[str]:
 def test_axe_finds_nothing_serious(gated: Server, visit: Callable[..., Page], scheme: str) -> None:
     page = visit(gated, color_scheme=scheme)
     open_gate(gated, "三匹の猫")
-    fill(page, PROMPT, "三匹の猫")
-    page.get_by_role("button", name="生成", exact=True).click()
+    generate(page, "三匹の猫")
     expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
     page.get_by_text("設定", exact=True).first.click()
     settled(page)

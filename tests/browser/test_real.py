@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from safetensors.torch import save_file
 from jpgen import read_settings
 from jpgen.merge import load_recipe
 from jpgen.weights import load_weights
-from tests.browser.conftest import ROOT, Server, fill, serve, settled, stop
+from tests.browser.conftest import PROMPT, ROOT, Server, fill, generate, paint, settled
 
 pytestmark = pytest.mark.browser
-PROMPT = "プロンプト (Prompt)"
 
 
 def pictures(server: Server) -> list[Path]:
@@ -29,8 +27,7 @@ def pictures(server: Server) -> list[Path]:
 
 def draw(page: Page, text: str) -> Locator:
     """The picture of a text, drawn on つくる."""
-    fill(page, PROMPT, text)
-    page.get_by_role("button", name="生成", exact=True).click()
+    generate(page, text)
     image = page.get_by_role("img", name=text, exact=True).first
     expect(image).to_be_visible()
     expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
@@ -125,17 +122,7 @@ def test_a_part_is_drawn_anew_and_nothing_else(real: Server, visit: Callable[...
     before = Image.open(pictures(real)[-1]).convert("RGB")
     page.get_by_role("button", name="なおす").click()
     expect(page.get_by_role("heading", level=1, name="なおす")).to_be_visible()
-    page.get_by_text("一部を").click()
-    canvas = page.locator("canvas[role=application]")
-    expect(canvas).to_be_visible()
-    expect(page.get_by_role("button", name="塗った所を描きなおす")).to_be_disabled()
-    box = canvas.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.3)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.4, steps=5)
-    page.mouse.up()
-    expect(page.get_by_role("button", name="塗った所を描きなおす")).to_be_enabled()
+    paint(page, (0.3, 0.3), (0.5, 0.4))
     fill(page, PROMPT, "星")
     page.get_by_role("button", name="塗った所を描きなおす").click()
     expect(page.get_by_role("img", name="星").first).to_be_visible()
@@ -192,38 +179,3 @@ def test_two_models_are_mixed_drawn_and_saved(real: Server, visit: Callable[...,
     page.get_by_role("button", name="重みを書き出す").click()
     expect(page.get_by_text("書き出しました。")).to_be_visible()
     assert (merges / "まぜた豆.safetensors").is_file()
-
-
-def test_the_gallery_keeps_finds_marks_and_throws_away(tmp_path: Path, visit: Callable[..., Page]) -> None:
-    server = serve(tmp_path, ROOT / "demo" / "app.py")
-    try:
-        page = visit(server)
-        for text in ("赤い船", "青い花"):
-            draw(page, text)
-    finally:
-        stop(server)
-    server = serve(tmp_path, ROOT / "demo" / "app.py")  # everything is still there
-    try:
-        page = visit(server, "gallery")
-        expect(page.get_by_text("2 枚", exact=True)).to_be_visible()
-        fill(page, "ことばで探す", "花")
-        page.get_by_role("button", name="探す").click()
-        expect(page.get_by_text("1 枚", exact=True)).to_be_visible()
-        page.get_by_text("選ぶ", exact=True).first.click()
-        page.get_by_role("button", name="お気に入り（付ける・外す）").click()
-        expect(page.get_by_text("★ 青い花")).to_be_visible()
-        page.get_by_text("選ぶ", exact=True).first.click()
-        page.get_by_role("button", name="ZIP にまとめる").click()
-        with page.expect_download() as downloading:
-            page.get_by_role("button", name="1 枚の ZIP を保存").click()
-        downloading.value.save_as(tmp_path / "out.zip")
-        with zipfile.ZipFile(tmp_path / "out.zip") as archive:
-            (name,) = archive.namelist()
-            (tmp_path / "one.png").write_bytes(archive.read(name))
-        assert read_settings(tmp_path / "one.png").source == "青い花"
-        page.get_by_role("button", name="ごみ箱へ").click()
-        expect(page.get_by_text("0 枚", exact=True)).to_be_visible()
-        page.get_by_text("ごみ箱", exact=True).click()
-        expect(page.get_by_text("1 枚", exact=True)).to_be_visible()
-    finally:
-        stop(server)

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import ROOT, Server, fill, go, settled
+from tests.browser.conftest import PROMPT, ROOT, Server, fill, generate, go, paint, settled
 
 pytestmark = pytest.mark.browser
-PROMPT = "プロンプト (Prompt)"
 MOST_BYTES = 150_000
 
 
@@ -32,21 +31,12 @@ def test_every_page_is_photographed(real: Server, visit: Callable[..., Page], tm
     folder = ROOT / "demo" / "screenshots" if os.environ.get("JPGEN_SCREENSHOTS") else tmp_path
     folder.mkdir(exist_ok=True)
     page = visit(real, viewport={"width": 1280, "height": 980})
-    fill(page, PROMPT, "人のいない、夕焼けの鳥居と桜並木を描いてください。水彩画風で")
-    page.get_by_role("button", name="生成", exact=True).click()
+    generate(page, "人のいない、夕焼けの鳥居と桜並木を描いてください。水彩画風で")
     expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
     take(page, folder, "create")
     page.get_by_role("button", name="なおす").click()
     expect(page.get_by_role("heading", level=1, name="なおす")).to_be_visible()
-    page.get_by_text("一部を").click()
-    canvas = page.locator("canvas[role=application]")
-    box = canvas.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.3)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.35, steps=8)
-    page.mouse.up()
-    expect(page.get_by_role("button", name="塗った所を描きなおす")).to_be_enabled()
+    paint(page, (0.25, 0.3), (0.7, 0.35))
     take(page, folder, "repair")
     go(page, "くらべる")
     fill(page, "日本語のプロンプト", "雪の中の赤い鳥居を描いてください")
