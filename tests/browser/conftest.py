@@ -23,6 +23,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 PROMPT = "プロンプト (Prompt)"
+CONTEXT = {"locale": "ja-JP", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
 WAIT = int(os.environ.get("JPGEN_BROWSER_WAIT", "180")) * 1000
 expect.set_options(timeout=WAIT)
 
@@ -123,7 +124,7 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Page]]:
     contexts: list[BrowserContext] = []
 
     def open_page(server: Server, tab: str = "", **options: object) -> Page:
-        context = chromium.new_context(**{"locale": "ja-JP", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})  # type: ignore[arg-type]
+        context = chromium.new_context(**CONTEXT | options)  # type: ignore[arg-type]
         contexts.append(context)
         context.set_default_timeout(WAIT)
         page = context.new_page()
