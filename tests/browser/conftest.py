@@ -16,6 +16,9 @@ from threading import Event
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from safetensors.torch import save_file
+
+from jpgen.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
@@ -83,6 +86,27 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = serve(tmp_path_factory.mktemp("demo"), ROOT / "demo" / "app.py")
     yield server
     stop(server)
+
+
+@pytest.fixture(scope="session")
+def merges(real: Server) -> Path:
+    """The folder of the models that the real demo mixes; in it ふたご, a model of the built-in one's kind."""
+    folder = real.folder / "home" / ".local" / "share" / "jpgen" / "merges"
+    folder.mkdir(parents=True)
+    weights = load_weights(ROOT / "jpgen" / "mame" / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file({name: (one * 0.9).contiguous() for name, one in weights.items()}, folder / "ふたご.safetensors")
+    return folder
+
+
+def mix_twin(page: Page) -> None:
+    """Choose ふたご beside the built-in model on まぜる, and draw."""
+    page.get_by_role("combobox", name="モデル（3 つまで）").fill("ふたご")
+    page.get_by_role("option", name="ふたご").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("slider", name="割合")).to_have_count(2)
+    settled(page)
+    page.get_by_role("button", name="この配合で描く").click()
+    expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
 
 
 def serve_gated(folder: Path, settings: str = "") -> Server:

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
-from safetensors.torch import save_file
 
 from jpgen import read_settings
 from jpgen.merge import load_recipe
-from jpgen.weights import load_weights
-from tests.browser.conftest import PROMPT, ROOT, Server, fill, generate, paint, settled
+from tests.browser.conftest import PROMPT, Server, fill, generate, mix_twin, paint, settled
 
 pytestmark = pytest.mark.browser
 
@@ -157,19 +155,9 @@ def test_larger(real: Server, visit: Callable[..., Page]) -> None:
     assert Image.open(pictures(real)[-1]).size == (384, 384)
 
 
-def test_two_models_are_mixed_drawn_and_saved(real: Server, visit: Callable[..., Page], tmp_path: Path) -> None:
-    weights = load_weights(ROOT / "jpgen" / "mame" / "transformer" / "diffusion_pytorch_model.safetensors")
-    merges = real.folder / "home" / ".local" / "share" / "jpgen" / "merges"
-    merges.mkdir(parents=True, exist_ok=True)
-    save_file({name: (one * 0.9).contiguous() for name, one in weights.items()}, merges / "ふたご.safetensors")
+def test_two_models_are_mixed_drawn_and_saved(real: Server, merges: Path, visit: Callable[..., Page], tmp_path: Path) -> None:
     page = visit(real, "blend")
-    page.get_by_role("combobox", name="モデル（3 つまで）").fill("ふたご")
-    page.get_by_role("option", name="ふたご").click()
-    page.keyboard.press("Escape")
-    expect(page.get_by_role("slider", name="割合")).to_have_count(2)
-    settled(page)
-    page.get_by_role("button", name="この配合で描く").click()
-    expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
+    mix_twin(page)
     assert read_settings(pictures(real)[-1]).model != "mame"  # the picture says what made it
     with page.expect_download() as downloading:
         page.get_by_role("button", name="レシピを保存（YAML）").click()

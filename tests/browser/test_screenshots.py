@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PROMPT, ROOT, Server, fill, generate, go, paint, settled
+from tests.browser.conftest import PROMPT, ROOT, Server, fill, generate, go, mix_twin, paint, settled
 
 pytestmark = pytest.mark.browser
 MOST_BYTES = 150_000
@@ -27,6 +27,7 @@ def take(page: Page, folder: Path, name: str) -> None:
     assert 5_000 < file.stat().st_size <= MOST_BYTES
 
 
+@pytest.mark.usefixtures("merges")
 def test_every_page_is_photographed(real: Server, visit: Callable[..., Page], tmp_path: Path) -> None:
     folder = ROOT / "demo" / "screenshots" if os.environ.get("JPGEN_SCREENSHOTS") else tmp_path
     folder.mkdir(exist_ok=True)
@@ -45,9 +46,16 @@ def test_every_page_is_photographed(real: Server, visit: Callable[..., Page], tm
     expect(page.get_by_role("heading", name="読み解きなし", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="取り消す")).not_to_be_visible()
     take(page, folder, "compare")
-    for tab, name in (("まぜる", "blend"), ("みわける", "recognise"), ("ギャラリー", "gallery")):
-        go(page, tab)
-        take(page, folder, name)
+    go(page, "まぜる")
+    mix_twin(page)
+    take(page, folder, "blend")
+    go(page, "みわける")
+    page.get_by_role("button", name="使う", exact=True).last.click()
+    page.get_by_role("button", name="みわける", exact=True).click()
+    expect(page.locator(".jp-bars")).to_be_visible()
+    take(page, folder, "recognise")
+    go(page, "ギャラリー")
+    take(page, folder, "gallery")
     phone = visit(real, viewport={"width": 390, "height": 844}, color_scheme="dark", is_mobile=True, has_touch=True)
     fill(phone, PROMPT, "夜空の花火")
     take(phone, folder, "phone")
