@@ -90,12 +90,16 @@ def test_the_same_seed_read_in_several_ways(real: Server, visit: Callable[..., P
     fill(page, "日本語のプロンプト", "三匹の猫の絵を描いてください")
     fill(page, "自分の英訳", "three cats")
     page.get_by_role("button", name="くらべる", exact=True).click()
-    for heading in ("日本語", "英語", "読み解きなし"):
+    for heading in ("日本語", "英語", "機械翻訳", "読み解きなし"):
         expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="取り消す")).not_to_be_visible()
-    made = [read_settings(file) for file in pictures(real)[-3:]]
+    expect(page.locator("[data-testid=stMetric]")).to_have_count(4)  # how near each picture is to the Japanese
+    made = [read_settings(file) for file in pictures(real)[-4:]]
     assert len({one.seed for one in made}) == 1
-    assert [one.prompt.text for one in made] == ["3匹の猫", "three cats", "三匹の猫の絵を描いてください"]
+    texts = [one.prompt.text for one in made]
+    assert [*texts[:2], texts[3]] == ["3匹の猫", "three cats", "三匹の猫の絵を描いてください"]
+    assert "cat" in texts[2]
+    assert texts[2].isascii()
 
 
 def test_a_grid(real: Server, visit: Callable[..., Page]) -> None:
