@@ -83,7 +83,8 @@ def stop(server: Server) -> None:
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The demo as it is, with the built-in model."""
-    server = serve(tmp_path_factory.mktemp("demo"), ROOT / "demo" / "app.py")
+    few = "" if os.environ.get("JPGEN_SCREENSHOTS") else "max_steps = 4\n"  # enough to be told apart, and soon drawn
+    server = serve(tmp_path_factory.mktemp("demo"), ROOT / "demo" / "app.py", settings=few)
     yield server
     stop(server)
 
