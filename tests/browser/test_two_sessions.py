@@ -1,4 +1,4 @@
-"""Two people at once: a queue in which nobody sees, stops or gets what is another's, in 200 interleavings drawn from one seed."""
+"""Two people at once: a queue in which nobody sees, stops or gets what is another's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.browser.conftest import Server, generate
 from tests.browser.gated import colour, colours_of, open_gate
 
 pytestmark = pytest.mark.browser
-ROUNDS = 12
+ROUNDS = 6
 """Rounds in the browser; tests/demo/test_engine.py goes through 200 interleavings of the same engine without one."""
 
 
