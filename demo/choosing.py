@@ -110,6 +110,11 @@ def chosen_model() -> str:
     return str(st.session_state[MODEL])
 
 
+def usual_steps() -> int:
+    """The steps at which the chosen model is at its best, as far as the settings allow them."""
+    return min(studio().settings.max_steps, models()[chosen_model()].default.steps)
+
+
 def _card(card: ModelCard, page: str) -> None:
     """What one has to know before using a model, with the consent that it wants."""
     terms = say(f"commercial.{card.commercial}") + (say("model.gated") if card.gated else "")

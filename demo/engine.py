@@ -337,7 +337,8 @@ class Engine:
         with self._changed:
             job.step, job.steps = step.index, step.total
             if previews:
-                job.preview, job.preview_due = previews[0], self._clock() + PREVIEW_PAUSE * (self._clock() - began)
+                now = self._clock()
+                job.preview, job.preview_due = previews[0], now + PREVIEW_PAUSE * (now - began)
             if job.began is None:
                 job.began, job.begun = self._clock(), job.fraction
         return not self._stops(job)

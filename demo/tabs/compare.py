@@ -71,16 +71,17 @@ def _compare() -> None:
     except jpgen.JpgenError as error:
         return running.refuse("ways", error)
 
-    model, kept = choosing.chosen_model(), gallery()
+    model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
 
     def draw(desk: Desk) -> None:
         pipeline = desk.pipeline(model)
+        config = pipeline.config(steps=steps)
         if translator:
             prompts[TRANSLATED] = translated(prompts[JAPANESE], translator)
         order = [way for way in (JAPANESE, ENGLISH, TRANSLATED, RAW) if way in prompts]
         desk.expect(len(order))
         for way in order:
-            made = pipeline.generate(prompts[way], seed=seed, on_step=desk.on_step)
+            made = pipeline.generate(prompts[way], seed=seed, config=config, on_step=desk.on_step)
             desk.deliver(Drawn(way, keep(kept, made, "compare"), made.prompt.seen.text, likeness(made.image, text)))
 
     running.start("ways", draw, title=text)

@@ -108,13 +108,14 @@ def _draw(source: Source, how: Redrawing) -> None:
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
     seed = source.settings.seed if source.settings else 1
-    model, kept, most = choosing.chosen_model(), gallery(), studio().settings.max_side
-    width, height = _sides(source.image, how.times, most)
+    model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
+    width, height = _sides(source.image, how.times, studio().settings.max_side)
 
     def draw(desk: Desk) -> None:
         pipeline = desk.pipeline(model)
+        config = pipeline.config(width=width, height=height, steps=steps)
         init = jpgen.InitImage(source.image, how.strength, how.mask)
-        made = pipeline.generate(prompt, seed=seed, config=pipeline.config(width=width, height=height), on_step=desk.on_step, init=init)
+        made = pipeline.generate(prompt, seed=seed, config=config, on_step=desk.on_step, init=init)
         desk.deliver(keep(kept, made, "repair"))
 
     st.session_state[f"{PAGE}/difference"] = None
