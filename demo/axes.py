@@ -29,7 +29,7 @@ class Axis:
     values: tuple[Any, ...] | str
 
     def read(self) -> tuple[Any, ...]:
-        """The values, each once; raises jpgen.SettingError for what is no number and for none at all."""
+        """The values, each once; raises jpgen.SettingError for what is no number, for too many steps, and for none at all."""
         if not isinstance(self.values, str):
             found = list(self.values)
         else:
@@ -41,6 +41,9 @@ class Axis:
                 raise jpgen.SettingError(f"「{self.values[:60]}」は 4, 8, 16 のように数で書いてください / write numbers such as 4, 8, 16") from error
         if not found:
             raise jpgen.SettingError("値を一つは選んでください / choose at least one value")
+        most = studio().settings.max_steps
+        if self.name == "steps" and max(found) > most:
+            raise jpgen.SettingError(f"ステップ数 {max(found)} は多すぎます。{most} までにしてください / {max(found)} steps, at most {most}")
         return tuple(dict.fromkeys(found))
 
 

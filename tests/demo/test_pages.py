@@ -154,6 +154,16 @@ def test_a_grid_over_two_settings() -> None:
     assert found == [("sdxl-base", steps, guidance) for guidance in (2.0, 3.5) for steps in (1, 2)]
 
 
+def test_a_grid_of_too_many_steps_is_refused() -> None:
+    page = visit("compare")
+    page.segmented_control(key="compare/mode").set_value("grid").run()
+    page.text_input(key="axis/x/steps").set_value("4, 900").run()
+    page.text_area(key="grid/prompt").set_value("猫")
+    page.button(key="grid-go").click().run()
+    assert any("900 は多すぎます" in one.proto.body for one in page.get("html"))
+    assert pictures() == []
+
+
 def test_an_edit_by_words_keeps_the_negative_prompt_and_draws_by_the_chosen_model_what_is_no_models() -> None:
     page = visit("create")
     page.text_area(key="create/prompt").set_value("帽子なしの猫")
