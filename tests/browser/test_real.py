@@ -156,7 +156,8 @@ def test_larger(real: Server, visit: Callable[..., Page]) -> None:
     settled(page)
     page.get_by_role("button", name="大きくする").click()
     expect(page.get_by_role("button", name="さらになおす")).to_be_visible()
-    assert Image.open(pictures(real)[-1]).size == (384, 384)
+    config = read_settings(pictures(real)[-1]).config
+    assert (config.width, config.height) == (384, 384)
 
 
 def test_two_models_are_mixed_drawn_and_saved(real: Server, merges: Path, visit: Callable[..., Page], tmp_path: Path) -> None:
