@@ -155,8 +155,8 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Page]]:
         page = context.new_page()
         page.goto(f"{server.url}/{tab}")
         expect(page.get_by_role("heading", level=1).or_(page.locator(".stException")).first).to_be_visible()
-        assert not page.locator(".stException").count(), page.locator(".stException").inner_text()
         settled(page)
+        assert not page.locator(".stException").count(), page.locator(".stException").inner_text()
         return page
 
     yield open_page
