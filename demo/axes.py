@@ -29,7 +29,7 @@ class Axis:
     values: tuple[Any, ...] | str
 
     def read(self) -> tuple[Any, ...]:
-        """The values, each once; raises jpgen.SettingError for what is no number and for none at all."""
+        """The values, each once; raises jpgen.SettingError for what is no number, for too many steps, and for none at all."""
         if not isinstance(self.values, str):
             found = list(self.values)
         else:
@@ -41,6 +41,9 @@ class Axis:
                 raise jpgen.SettingError(f"「{self.values[:60]}」は 4, 8, 16 のように数で書いてください / write numbers such as 4, 8, 16") from error
         if not found:
             raise jpgen.SettingError("値を一つは選んでください / choose at least one value")
+        most = studio().settings.max_steps
+        if self.name == "steps" and max(found) > most:
+            raise jpgen.SettingError(f"ステップ数 {max(found)} は多すぎます。{most} までにしてください / {max(found)} steps, at most {most}")
         return tuple(dict.fromkeys(found))
 
 
@@ -53,7 +56,7 @@ class Cell:
     x: Any
     y: Any
     seed: int
-    model: str = "mame"
+    model: str
     style: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
 
@@ -78,8 +81,11 @@ def _at_hand() -> list[str]:
     return [name for name, card in choosing.models().items() if card.here]
 
 
-def cells(x: Axis, y: Axis, seed: int) -> list[Cell]:
-    """All pictures of the grid, row by row; raises jpgen.SettingError for two axes of one setting and for too many pictures."""
+def cells(x: Axis, y: Axis, seed: int, model: str) -> list[Cell]:
+    """All pictures of the grid, row by row, with this seed and model where no axis says another.
+
+    Raises jpgen.SettingError for two axes of one setting and for too many pictures.
+    """
     if x.name == y.name:
         raise jpgen.SettingError("横と縦は別の設定にしてください / choose two different settings")
     across, down = x.read(), y.read()
@@ -88,13 +94,12 @@ def cells(x: Axis, y: Axis, seed: int) -> list[Cell]:
         raise jpgen.SettingError(
             f"{len(across)}×{len(down)} 枚は多すぎます。{most} 枚までにしてください / {len(across) * len(down)} pictures, at most {most}"
         )
-    return [_cell(x.name, y.name, one, other, seed) for other in down for one in across]
+    return [_cell(x.name, y.name, {"seed": seed, "model": model, "style": "", x.name: one, y.name: other}) for other in down for one in across]
 
 
-def _cell(x_name: str, y_name: str, x: Any, y: Any, seed: int) -> Cell:
-    given = {x_name: x, y_name: y}
+def _cell(x_name: str, y_name: str, given: dict[str, Any]) -> Cell:
     sampling: dict[str, Any] = {name: given[name] for name in ("steps", "guidance_scale", "scheduler") if name in given}
-    return Cell(x_name, y_name, x, y, given.get("seed", seed), given.get("model", "mame"), given.get("style", ""), sampling)
+    return Cell(x_name, y_name, given[x_name], given[y_name], given["seed"], given["model"], given["style"], sampling)
 
 
 def told(name: str, value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import streamlit as st
@@ -61,7 +62,7 @@ class Chosen:
         return jpgen.apply_style(style, text, negative) if style else (text, negative)
 
 
-@st.cache_data
+@cache
 def styles() -> dict[str, jpgen.Style]:
     """The styles that come with jpgen."""
     return jpgen.load_styles()
@@ -85,6 +86,10 @@ def translators() -> dict[str, ModelCard]:
     return {name: card for name, card in cards().items() if card.kind == "translator" and card.here}
 
 
+MODEL = "model"
+"""The key of the picker of models: the choice holds on every page that has it."""
+
+
 def begin_with(key: str, value: object) -> None:
     """What a widget shows at first: put where restored settings are put too, as Streamlit takes a value from one place alone."""
     if key not in st.session_state:
@@ -92,14 +97,22 @@ def begin_with(key: str, value: object) -> None:
 
 
 def choose_model(page: str) -> ModelCard:
-    """The picker of models and, below it, the card of the chosen one."""
+    """The picker of models, which all pages share, and below it the card of the chosen one."""
     offered, wanted = models(), studio().settings.model
-    begin_with(f"{page}/model", wanted if wanted in offered else next(iter(offered)))
-    name = st.selectbox(
-        say("model"), list(offered), format_func=lambda one: _model_label(offered[one]), key=f"{page}/model", persist_state="session"
-    )
+    begin_with(MODEL, wanted if wanted in offered else next(iter(offered)))
+    name = st.selectbox(say("model"), list(offered), format_func=lambda one: _model_label(offered[one]), key=MODEL, persist_state="session")
     _card(offered[name], page)
     return offered[name]
+
+
+def chosen_model() -> str:
+    """The name of the chosen model; for callbacks of pages that have the picker."""
+    return str(st.session_state[MODEL])
+
+
+def usual_steps() -> int:
+    """The steps at which the chosen model is at its best, as far as the settings allow them."""
+    return min(studio().settings.max_steps, models()[chosen_model()].default.steps)
 
 
 def _card(card: ModelCard, page: str) -> None:

@@ -35,6 +35,9 @@ GENERAL_ERROR = (
     "うまくいきませんでした。設定を変えてもう一度お試しください。続くときは、動かしている人に時刻を伝えてください / "
     "something went wrong: try again with other settings; if it goes on, tell whoever runs this when it happened"
 )
+PREVIEW_PAUSE = 4
+"""How long no preview is decoded after one, in times of what it took: of a machine that is slow or busy they take a fifth at most."""
+
 MEMORY_ERROR = "メモリが足りません。絵を小さくするか、枚数を減らしてください / out of memory: draw smaller or fewer pictures"
 
 
@@ -96,6 +99,7 @@ class _Job:
     parts: int = 1
     opening: bool = False
     preview: Image.Image | None = None
+    preview_due: float = 0.0
     results: tuple[Any, ...] = ()
     result: Any = None
     error: str = ""
@@ -155,7 +159,7 @@ class Desk:
             job.results, job.step, job.steps, job.preview = (*job.results, result), 0, 0, None
 
     def on_step(self, step: jpgen.Step) -> bool:
-        """The step callback for jpgen: tells the progress, decodes a preview if anybody has looked since the last, False when cancelled."""
+        """The step callback for jpgen: tells the progress, decodes a preview now and then while anybody looks, False when cancelled."""
         return self._engine._stepped(self._job, step)
 
 
@@ -327,11 +331,14 @@ class Engine:
         if self._stops(job):
             return False
         with self._changed:
-            wanted, job.watched = job.watched, False
+            began = self._clock()
+            wanted, job.watched = job.watched and began >= job.preview_due, False
         previews = step.preview() if wanted and step.index < step.total else []
         with self._changed:
             job.step, job.steps = step.index, step.total
-            job.preview = previews[0] if previews else job.preview
+            if previews:
+                now = self._clock()
+                job.preview, job.preview_due = previews[0], now + PREVIEW_PAUSE * (now - began)
             if job.began is None:
                 job.began, job.begun = self._clock(), job.fraction
         return not self._stops(job)

@@ -29,10 +29,10 @@ def labelled(rows: Mapping[str, object]) -> None:
     st.html(f'<dl class="jp-facts">{cells}</dl>')
 
 
-def chip(title: str, before: str = "", after: str = "") -> None:
-    """One rewrite: what stood there, what stands there now. Without either: a rule that is switched off."""
-    change = f"<del>{escape(before) or NOTHING}</del> → <ins>{escape(after) or NOTHING}</ins>" if before or after else ""
-    st.html(f'<span class="jp-chip{"" if change else " jp-off"}"><b>{escape(title)}</b> {change}</span>', width="content")
+def chip(title: str, before: str, after: str | None) -> None:
+    """One rewrite: what stood there, what stands there now; without the latter one that is left out."""
+    change = escape(before) if after is None else f"<del>{escape(before) or NOTHING}</del> → <ins>{escape(after) or NOTHING}</ins>"
+    st.html(f'<span class="jp-chip{" jp-off" if after is None else ""}"><b>{escape(title)}</b> {change}</span>', width="content")
 
 
 def wipe(pieces: Iterable[tuple[str, str]]) -> None:

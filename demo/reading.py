@@ -12,6 +12,9 @@ from demo.notices import chip, failure, labelled, notice
 from demo.studio import studio
 from demo.words import one_language, say, table
 
+UNDIVIDED = ("lora", "width_of_syntax", "comments", "variants", "syntax")
+"""Rules that are undone as a whole."""
+
 
 def read(text: str, negative: str, off: tuple[str, ...], *, seed: int = 0) -> jpgen.Prompt:
     """The prompt without these rules; raises jpgen.PromptError for what is empty, too long or no text."""
@@ -48,8 +51,17 @@ def changes(text: str) -> bool:
         return False
 
 
+def typed_negative(settings: jpgen.Settings) -> str:
+    """What was typed as the negative prompt of a picture: without that which reading finds in its prompt again."""
+    try:
+        found = jpgen.normalize(settings.source, seed=settings.seed).negative
+    except jpgen.JpgenError:
+        found = ""
+    return settings.negative.removesuffix(found).rstrip("、") if found else settings.negative
+
+
 def show(prompt: jpgen.Prompt, *, page: str) -> None:
-    """The reading of a prompt; chips undo the rule that made them (and bring it back), for this page's next picture."""
+    """The reading of a prompt; a chip undoes its rewrite (and brings it back), for this page's next picture."""
     off = undone(page)
     rows = {say("reading.text"): prompt.text, say("reading.negative"): prompt.negative}
     if weights := [f"{text.strip()} ×{weight:g}" for text, weight in prompt.spans if weight not in (1.0, -1.0) and text.strip()]:
@@ -63,11 +75,12 @@ def show(prompt: jpgen.Prompt, *, page: str) -> None:
             for place, edit in enumerate(prompt.edits):
                 with _pair():
                     chip(rule_name(edit.rule), edit.before, edit.after)
-                    _small_button("reading.undo", f"{page}-undo-{place}", ":material/undo:", _undo, page, edit.rule)
-            for rule in off:
+                    _small_button("reading.undo", f"{page}-undo-{place}", ":material/undo:", _undo, page, _left_out(edit))
+            for place, one in enumerate(off):
+                rule, _, before = one.partition(":")
                 with _pair():
-                    chip(rule_name(rule))
-                    _small_button("reading.redo", f"{page}-redo-{rule}", ":material/redo:", _redo, page, rule)
+                    chip(rule_name(rule), before, None)
+                    _small_button("reading.redo", f"{page}-redo-{place}", ":material/redo:", _redo, page, one)
     elif prompt.source:
         notice(say("reading.as_it_was"))
     for note in prompt.notes:
@@ -96,7 +109,7 @@ def rule_name(rule: str) -> str:
 
 
 def undone(page: str) -> tuple[str, ...]:
-    """The rules that the page leaves out."""
+    """The rewrites, and rules, that the page leaves out, as the `off` of jpgen.normalize takes them."""
     return tuple(st.session_state.get(f"{page}/off", ()))
 
 
@@ -106,9 +119,14 @@ def renew(page: str, text: str) -> None:
         st.session_state[f"{page}/off-of"], st.session_state[f"{page}/off"] = text, ()
 
 
-def _undo(page: str, rule: str) -> None:
-    st.session_state[f"{page}/off"] = (*(one for one in undone(page) if one != rule), rule)
+def _left_out(edit: jpgen.Edit) -> str:
+    """What `off` of jpgen.normalize calls this rewrite."""
+    return edit.rule if edit.rule in UNDIVIDED else f"{edit.rule}:{edit.before}"
 
 
-def _redo(page: str, rule: str) -> None:
-    st.session_state[f"{page}/off"] = tuple(one for one in undone(page) if one != rule)
+def _undo(page: str, one: str) -> None:
+    st.session_state[f"{page}/off"] = (*undone(page), one)
+
+
+def _redo(page: str, one: str) -> None:
+    st.session_state[f"{page}/off"] = tuple(other for other in undone(page) if other != one)

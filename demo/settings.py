@@ -65,7 +65,7 @@ class Settings:
 
 
 RANGES: dict[str, tuple[float, float]] = {
-    "port": (1, 65535), "capacity": (1, 1000), "per_session": (1, 100), "max_side": (64, 4096), "max_count": (1, 100), "max_steps": (1, 1000),
+    "port": (1, 65535), "capacity": (1, 1000), "per_session": (1, 100), "max_side": (64, 4096), "max_count": (1, 100), "max_steps": (2, 1000),
     "max_cells": (1, 400), "prompt_characters": (1, 2000), "upload_bytes": (1000, 1_000_000_000), "upload_pixels": (4096, 67_108_864),
     "idle_seconds": (0, 1e6), "away_seconds": (1, 1e6),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import streamlit as st
 
 import jpgen
-from demo.engine import Engine
+from demo.engine import Desk, Engine
 from demo.gallery import Gallery
 from demo.settings import Settings, load_settings
 
@@ -36,6 +36,12 @@ def _open(model: str, *, vae: str | None = None) -> Any:
     return made
 
 
+def _prepare(desk: Desk, model: str) -> None:
+    """Open the model and jpgen's lexicon before anybody asks for a picture."""
+    desk.pipeline(model)
+    jpgen.normalize("豆")
+
+
 @st.cache_resource(show_spinner=False, on_release=lambda opened: opened.engine.close())
 def studio() -> Studio:
     """The studio of this process; raises SettingsError or GalleryError, which the frame tells."""
@@ -45,7 +51,7 @@ def studio() -> Studio:
         capacity=settings.capacity, per_session=settings.per_session, idle_seconds=settings.idle_seconds, away_seconds=settings.away_seconds,
         open_pipeline=_open,
     )  # fmt: skip
-    engine.submit("", lambda desk: desk.pipeline(settings.model), title="")  # opened while the first visitor still writes
+    engine.submit("", lambda desk: _prepare(desk, settings.model))
     return Studio(engine, pictures, settings)
 
 

@@ -84,8 +84,9 @@ def _block(group: str) -> str:
 
 def _picture_settings(parts: tuple[Part, ...]) -> tuple[str, int, int, bool]:
     live = st.toggle(say("blend.live"), key=f"{PAGE}/live", help=say("blend.live.help"), persist_state="session")
-    choosing.begin_with(f"{PAGE}/steps", 8)
-    steps = st.slider(say("steps"), 1, min(30, studio().settings.max_steps), key=f"{PAGE}/steps", persist_state="session")
+    most = min(30, studio().settings.max_steps)
+    choosing.begin_with(f"{PAGE}/steps", min(8, most))
+    steps = st.slider(say("steps"), 1, most, key=f"{PAGE}/steps", persist_state="session")
     choosing.begin_with(f"{PAGE}/prompt", say("examples").split("|")[0])
     with st.form("blend-form", border=False, enter_to_submit=False):
         text = st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=80, persist_state="session")

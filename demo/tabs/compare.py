@@ -35,6 +35,8 @@ def show() -> None:
         say("compare.mode"), [WAYS, GRID], default=WAYS, format_func=lambda one: say(f"compare.{one}"), key="compare/mode", required=True,
         label_visibility="collapsed",
     )  # fmt: skip
+    with st.expander(say("settings"), icon=":material/tune:"):
+        choosing.choose_model("compare")
     _ways() if mode == WAYS else _grid()
 
 
@@ -69,16 +71,17 @@ def _compare() -> None:
     except jpgen.JpgenError as error:
         return running.refuse("ways", error)
 
-    kept = gallery()
+    model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
 
     def draw(desk: Desk) -> None:
-        pipeline = desk.pipeline()
+        pipeline = desk.pipeline(model)
+        config = pipeline.config(steps=steps)
         if translator:
             prompts[TRANSLATED] = translated(prompts[JAPANESE], translator)
         order = [way for way in (JAPANESE, ENGLISH, TRANSLATED, RAW) if way in prompts]
         desk.expect(len(order))
         for way in order:
-            made = pipeline.generate(prompts[way], seed=seed, on_step=desk.on_step)
+            made = pipeline.generate(prompts[way], seed=seed, config=config, on_step=desk.on_step)
             desk.deliver(Drawn(way, keep(kept, made, "compare"), made.prompt.seen.text, likeness(made.image, text)))
 
     running.start("ways", draw, title=text)
@@ -125,7 +128,7 @@ def _grid() -> None:
 def _draw_grid(x: axes.Axis, y: axes.Axis) -> None:
     text, seed = str(st.session_state.get("grid/prompt") or ""), int(st.session_state.get("grid/seed") or 0)
     try:
-        cells = axes.cells(x, y, seed)
+        cells = axes.cells(x, y, seed, choosing.chosen_model())
         prompts = [reading.read(*cell.styled(text), (), seed=cell.seed) for cell in cells]
     except jpgen.JpgenError as error:
         return running.refuse("grid", error)

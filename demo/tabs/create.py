@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import streamlit as st
@@ -52,7 +53,7 @@ def _examples() -> None:
         st.button(say("examples.more"), key="examples-more", icon=":material/refresh:", type="tertiary", on_click=_turn, args=(turn + 1,))
 
 
-@st.cache_data
+@cache
 def library(tongue: str) -> list[str]:
     """Short prompts of jpgen.prompts that a button can show as they are."""
     texts = [pair.ja if tongue == "ja" else pair.en for pair in pairs(split="dev")]
@@ -233,8 +234,8 @@ def put_back(settings: jpgen.Settings) -> None:
     st.session_state.update(
         {
             f"{PAGE}/prompt": settings.source,
-            f"{PAGE}/negative": _typed_negative(settings),
-            f"{PAGE}/model": model,
+            f"{PAGE}/negative": reading.typed_negative(settings),
+            choosing.MODEL: model,
             f"{PAGE}/route": "raw" if written and reading.changes(settings.source) else "auto",
             f"{PAGE}/style": choosing.NO_STYLE,
             f"{PAGE}/shape": "own",
@@ -249,15 +250,6 @@ def put_back(settings: jpgen.Settings) -> None:
             f"{PAGE}/restored": settings.prompt.notes,
         }
     )
-
-
-def _typed_negative(settings: jpgen.Settings) -> str:
-    """What was typed as the negative prompt: without that which reading finds in the prompt again."""
-    try:
-        found = jpgen.normalize(settings.source, seed=settings.seed).negative
-    except jpgen.JpgenError:
-        found = ""
-    return settings.negative.removesuffix(found).rstrip("、") if found else settings.negative
 
 
 def _drop() -> None:

@@ -66,33 +66,59 @@ def _page(kept: Gallery) -> None:
     with st.form("gallery-form", border=False, enter_to_submit=False):
         marked = _grid(kept, found.items)
         with st.container(horizontal=True):
-            if wanted.deleted:
-                restore = st.form_submit_button(say("gallery.restore"), icon=":material/restore_from_trash:", key="gallery-restore")
-                empty = st.form_submit_button(say("gallery.empty_bin"), icon=":material/delete_forever:", key="gallery-empty")
-                export = delete = star = False
-            else:
-                star = st.form_submit_button(say("gallery.star"), icon=":material/star:", key="gallery-star")
-                export = st.form_submit_button(say("gallery.zip"), icon=":material/folder_zip:", key="gallery-zip")
-                delete = st.form_submit_button(say("gallery.delete"), icon=":material/delete:", key="gallery-delete")
-                restore = empty = False
-    if empty:
-        kept.empty_bin()
-        st.rerun()
-    if any((star, export, delete, restore)) and not marked:
-        return notice(say("gallery.mark_first"))
-    if export:
-        return _export(kept, marked)
-    if delete:
-        kept.delete([item.id for item in marked])
-    if restore:
-        kept.restore([item.id for item in marked])
-    if star:
-        for item in marked:
-            kept.favourite(item.id, not item.favourite)
-    if star or delete or restore:
-        st.session_state[f"{PAGE}/round"] = _round() + 1  # new boxes, none ticked
-        st.rerun()
+            acts = [act for name, icon, act in (IN_BIN if wanted.deleted else KEPT) if st.form_submit_button(say(name), icon=icon, key=name)]
+    for act in acts:
+        if marked or act is _empty_bin:
+            act(kept, marked)
+        else:
+            notice(say("gallery.mark_first"))
     _opened(found.items)
+
+
+def _star(kept: Gallery, marked: list[Item]) -> None:
+    for item in marked:
+        kept.favourite(item.id, not item.favourite)
+    _renew()
+
+
+def _export(kept: Gallery, marked: list[Item]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data = kept.export([item.id for item in marked], Path(folder) / "jpgen.zip").read_bytes()
+    told = say("gallery.zip.save", count=len(marked))
+    st.download_button(told, data, "jpgen.zip", "application/zip", icon=":material/download:", on_click="ignore")
+
+
+def _delete(kept: Gallery, marked: list[Item]) -> None:
+    kept.delete([item.id for item in marked])
+    _renew()
+
+
+def _put_back(kept: Gallery, marked: list[Item]) -> None:
+    kept.restore([item.id for item in marked])
+    _renew()
+
+
+def _empty_bin(kept: Gallery, _: list[Item]) -> None:
+    kept.empty_bin()
+    _renew()
+
+
+KEPT = (
+    ("gallery.star", ":material/star:", _star),
+    ("gallery.zip", ":material/folder_zip:", _export),
+    ("gallery.delete", ":material/delete:", _delete),
+)
+IN_BIN = (
+    ("gallery.restore", ":material/restore_from_trash:", _put_back),
+    ("gallery.empty_bin", ":material/delete_forever:", _empty_bin),
+)
+"""The buttons below the pictures: the key of the text, the icon, what it does with the ticked ones."""
+
+
+def _renew() -> None:
+    """Show the page anew, with new boxes, none of them ticked."""
+    st.session_state[f"{PAGE}/round"] = _round() + 1
+    st.rerun()
 
 
 def _filters(kept: Gallery) -> Wanted:
@@ -165,12 +191,6 @@ def _repair(made: results.Made) -> None:
 
 
 ACTIONS = (("restore", ":material/settings_backup_restore:", _restore), ("tab.repair", ":material/healing:", _repair))
-
-
-def _export(kept: Gallery, items: list[Item]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        data = kept.export([item.id for item in items], Path(folder) / "jpgen.zip").read_bytes()
-    st.download_button(say("gallery.zip.save", count=len(items)), data, "jpgen.zip", "application/zip", icon=":material/download:", on_click="ignore")
 
 
 def _number() -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import streamlit as st
 from PIL import Image
 
 import jpgen
-from demo import reading, results, running, sources
+from demo import choosing, reading, results, running, sources
 from demo.browser_parts import paint_mask
 from demo.edits import reword
 from demo.engine import Desk
@@ -18,7 +20,16 @@ from demo.words import one_language, say
 
 PAGE = "repair"
 WHOLE, PART, LARGER, WORDS = "whole", "part", "larger", "words"
-MOST_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Redrawing:
+    """How a picture is drawn anew: how much of it, where (None: everywhere), how many times larger."""
+
+    mode: str
+    strength: float
+    mask: Image.Image | None = None
+    times: float = 1.0
 
 
 def show() -> None:
@@ -32,7 +43,14 @@ def show() -> None:
             say("repair.mode"), [WORDS, WHOLE, PART, LARGER], default=WORDS, format_func=lambda one: say(f"repair.{one}"), key=f"{PAGE}/mode",
             required=True,
         )  # fmt: skip
-        {WORDS: _words, WHOLE: _whole, PART: _part, LARGER: _larger}[mode](source)
+        if mode != PART:
+            st.image(source.image, width=256, output_format="PNG", alt=_alt(source))
+        if mode == WORDS:
+            _words(source)
+        else:
+            _redrawing_form(source, {WHOLE: _whole, PART: _part, LARGER: _larger}[mode](source))
+        with st.expander(say("settings"), icon=":material/tune:"):
+            choosing.choose_model(PAGE)
     with right:
         if not running.follow(PAGE):
             results.show(running.outcome(PAGE), page=PAGE, actions=(("repair.on", ":material/healing:", _go_on),))
@@ -43,81 +61,78 @@ def _go_on(made: Made) -> None:
     sources.send(PAGE, made)
 
 
-def _config(pipeline: jpgen.Pipeline, image: Image.Image, times: float = 1.0) -> jpgen.SamplingConfig:
-    """The model's settings at (about) the picture's size, or so many times larger."""
-    side = max(image.size)
-    scale = times * min(1.0, MOST_SIDE / (side * times))
-    width, height = (max(64, round(one * scale / 32) * 32) for one in image.size)
-    return pipeline.config(width=width, height=height)
+# ── drawn anew ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _prompt_box(source: Source, name: str) -> None:
-    key = f"{PAGE}/{name}/prompt"
+def _whole(source: Source) -> Redrawing:
+    return Redrawing(WHOLE, _strength(WHOLE, 0.6, most=1.0))
+
+
+def _part(source: Source) -> Redrawing:
+    mask = paint_mask(source.image, identity=source.identity, alt=_alt(source), key="mask")
+    if mask is None:
+        notice(say("mask.none"))
+    return Redrawing(PART, _strength(PART, 1.0, most=1.0), mask)
+
+
+def _larger(source: Source) -> Redrawing:
+    times = st.segmented_control(
+        say("larger.times"), [1.5, 2.0], default=2.0, format_func=lambda one: f"{one:g}×", key=f"{PAGE}/times", required=True
+    )
+    notice(say("larger.about"))
+    return Redrawing(LARGER, _strength(LARGER, 0.3, most=0.8), times=times)
+
+
+def _strength(mode: str, usual: float, *, most: float) -> float:
+    return st.slider(say("strength"), 0.1, most, usual, 0.05, key=f"{PAGE}/{mode}/strength", help=say("strength.help"))
+
+
+def _redrawing_form(source: Source, how: Redrawing) -> None:
+    """The prompt, at first that of the picture, and the button."""
+    key = f"{PAGE}/{how.mode}/prompt"
     if st.session_state.get(f"{key}/of") != source.identity:
         st.session_state[f"{key}/of"] = source.identity
         st.session_state[key] = source.settings.source if source.settings else ""
-    st.text_area(say("prompt"), key=key, height=100, placeholder=say("prompt.placeholder"))
+    with st.form(f"{how.mode}-form", border=False, enter_to_submit=False):
+        st.text_area(say("prompt"), key=key, height=100, placeholder=say("prompt.placeholder"))
+        st.form_submit_button(
+            say(f"repair.{how.mode}.go"), type="primary", icon=":material/brush:", on_click=_draw, args=(source, how), key=f"{how.mode}-go",
+            disabled=how.mode == PART and how.mask is None,
+        )  # fmt: skip
 
 
-def _draw(source: Source, name: str, mask: Image.Image | None, times: float, strength: float) -> None:
+def _draw(source: Source, how: Redrawing) -> None:
     """Hand in the drawing over the source: the callback of the buttons."""
     try:
-        prompt = reading.read(str(st.session_state.get(f"{PAGE}/{name}/prompt") or ""), "", ())
+        prompt = reading.read(str(st.session_state.get(f"{PAGE}/{how.mode}/prompt") or ""), "", ())
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
     seed = source.settings.seed if source.settings else 1
-    init, kept = jpgen.InitImage(source.image, strength, mask), gallery()
+    model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
+    width, height = _sides(source.image, how.times, studio().settings.max_side)
 
     def draw(desk: Desk) -> None:
-        pipeline = desk.pipeline()
-        made = pipeline.generate(prompt, seed=seed, config=_config(pipeline, source.image, times), on_step=desk.on_step, init=init)
+        pipeline = desk.pipeline(model)
+        config = pipeline.config(width=width, height=height, steps=steps)
+        init = jpgen.InitImage(source.image, how.strength, how.mask)
+        made = pipeline.generate(prompt, seed=seed, config=config, on_step=desk.on_step, init=init)
         desk.deliver(keep(kept, made, "repair"))
 
     st.session_state[f"{PAGE}/difference"] = None
     running.start(PAGE, draw, title=prompt.source)
 
 
-def _whole(source: Source) -> None:
-    _beside(source)
-    strength = st.slider(say("strength"), 0.1, 1.0, 0.6, 0.05, key=f"{PAGE}/strength", help=say("strength.help"))
-    with st.form("whole-form", border=False, enter_to_submit=False):
-        _prompt_box(source, WHOLE)
-        st.form_submit_button(
-            say("repair.whole.go"), type="primary", icon=":material/brush:", on_click=_draw, args=(source, WHOLE, None, 1.0, strength),
-            key="whole-go",
-        )  # fmt: skip
+def _sides(image: Image.Image, times: float, most: int) -> tuple[int, int]:
+    """The picture's sides (about), so many times larger, the longer one at most so long."""
+    scale = min(times, most / max(image.size))
+    width, height = (max(64, round(one * scale / 32) * 32) for one in image.size)
+    return width, height
 
 
-def _part(source: Source) -> None:
-    mask = paint_mask(source.image, identity=source.identity, alt=_alt(source), key="mask")
-    strength = st.slider(say("strength"), 0.1, 1.0, 1.0, 0.05, key=f"{PAGE}/part-strength", help=say("strength.help"))
-    with st.form("part-form", border=False, enter_to_submit=False):
-        _prompt_box(source, PART)
-        st.form_submit_button(
-            say("repair.part.go"), type="primary", icon=":material/brush:", on_click=_draw, args=(source, PART, mask, 1.0, strength), key="part-go",
-            disabled=mask is None,
-        )  # fmt: skip
-    if mask is None:
-        notice(say("mask.none"))
-
-
-def _larger(source: Source) -> None:
-    _beside(source)
-    times = st.segmented_control(
-        say("larger.times"), [1.5, 2.0], default=2.0, format_func=lambda one: f"{one:g}×", key=f"{PAGE}/times", required=True
-    )
-    strength = st.slider(say("strength"), 0.1, 0.8, 0.3, 0.05, key=f"{PAGE}/larger-strength", help=say("strength.help"))
-    notice(say("larger.about"))
-    with st.form("larger-form", border=False, enter_to_submit=False):
-        _prompt_box(source, LARGER)
-        st.form_submit_button(
-            say("repair.larger.go"), type="primary", icon=":material/zoom_out_map:", on_click=_draw, args=(source, LARGER, None, times, strength),
-            key="larger-go",
-        )  # fmt: skip
+# ── changed by words ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _words(source: Source) -> None:
-    _beside(source)
     settings = source.settings
     if settings is None:
         return notice(say("words.untold"))
@@ -133,14 +148,14 @@ def _reword(source: Source) -> None:
     settings, instruction = source.settings, str(st.session_state.get(f"{PAGE}/instruction") or "")
     if settings is None:
         return
-    changed = reword(settings.source, instruction)
+    changed = reword(settings.source, instruction, negative=reading.typed_negative(settings))
     if not changed.understood:
         return running.refuse(PAGE, changed.note)
     try:
         prompt = reading.read(changed.prompt, changed.negative, (), seed=settings.seed)
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
-    model, kept = settings.model or studio().settings.model, gallery()
+    model, kept = settings.model if settings.model in choosing.models() else choosing.chosen_model(), gallery()
 
     def draw(desk: Desk) -> None:
         pipeline = desk.pipeline(model)
@@ -149,11 +164,6 @@ def _reword(source: Source) -> None:
 
     st.session_state[f"{PAGE}/difference"] = (changed, source.image)
     running.start(PAGE, draw, title=prompt.source)
-
-
-def _beside(source: Source) -> None:
-    """The picture that is worked on."""
-    st.image(source.image, width=256, output_format="PNG", alt=_alt(source))
 
 
 def _alt(source: Source) -> str:

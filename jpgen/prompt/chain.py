@@ -46,7 +46,7 @@ MEANING: dict[str, Rule] = {
 RULES = ("lora", *CHARACTERS, "width_of_syntax", "comments", "variants", "syntax", *MEANING, "notes")
 """Every rule by name, in the order they are applied; `off` takes these names."""
 
-_ACROSS_MARKS = ("width", "runs", "laughter", "edges")
+_ACROSS_MARKS = {name: CHARACTERS[name] for name in ("width", "runs", "laughter", "edges")}
 """Rules of characters that see more where the marks of the syntax are gone."""
 
 _WIDE_MARKS = re.compile("[（）［］｛｝：｜]")
@@ -65,8 +65,9 @@ def normalize(
 ) -> Prompt:
     """What the text asks for, as an encoder should see it, and what must not appear.
 
-    `negative` is what was said apart; it stays in front of what the text says. `off` names rules to leave out (see `RULES`), `seed` chooses
-    among {a|b} and __wildcards__, `lexicon` adds files of expressions, `wildcards` are others than jpgen's own.
+    `negative` is what was said apart; it stays in front of what the text says. `off` names rules to leave out (see `RULES`), or one rewrite of a rule
+    of CHARACTERS or MEANING ("counts:三" leaves 三 as it is); `seed` chooses among {a|b} and __wildcards__, `lexicon` adds files of expressions,
+    `wildcards` are others than jpgen's own.
     Raises PromptError for a wildcard or a lexicon file that cannot be read, UnknownNameError for a rule that is not there.
 
         >>> from jpgen import normalize
@@ -74,7 +75,8 @@ def normalize(
         '少年'
     """
     for name in off:
-        if name not in RULES:
+        rule, single, _ = name.partition(":")
+        if rule not in ((*CHARACTERS, *MEANING) if single else RULES):
             raise UnknownNameError.of("規則 / rule", name, RULES)
     edits: list[Edit] = []
     notes: list[str] = []
@@ -89,15 +91,11 @@ def normalize(
         notes += chosen
     spans, plan = _spans(body, notes) if "syntax" not in off else ([(body, 1.0)], "")
     unwanted: list[str] = []
+    rules = _without(MEANING, off) | ({} if text.isascii() else _without(_ACROSS_MARKS, off))
     for _ in range(_MOST_ROUNDS):  # what a rule takes away may bring together what another one reads
         before_round = spans
-        for name, rule in MEANING.items():
-            if name not in off:
-                spans = _apply(name, rule, spans, edits, unwanted)
-        if not text.isascii():
-            for name in _ACROSS_MARKS:
-                if name not in off:
-                    spans = _apply(name, CHARACTERS[name], spans, edits, unwanted)
+        for name, apply in rules.items():
+            spans = _apply(name, apply, spans, edits, unwanted)
         if spans == before_round:
             break
     spans = [(characters.unshield(run, faces), weight) for run, weight in spans if run]
@@ -117,10 +115,20 @@ def normalize(
     )
 
 
+def _without(rules: dict[str, Rule], off: Collection[str]) -> dict[str, Rule]:
+    """The rules without those, and the single rewrites, that are left out."""
+    return {name: _sparing(name, rule, off) for name, rule in rules.items() if name not in off} if off else rules
+
+
+def _sparing(name: str, rule: Rule, off: Collection[str]) -> Rule:
+    """The rule, leaving as they are the stretches of text that are named behind its name."""
+    return lambda text: [change for change in rule(text) if f"{name}:{text[change.start : change.end]}" not in off]
+
+
 def _written_plainly(text: str, off: Collection[str], edits: list[Edit]) -> str:
     """The text after the rules of characters, width of syntax and comments."""
-    for name, rule in CHARACTERS.items():
-        if name not in off and not text.isascii():
+    for name, rule in _without(CHARACTERS, off).items():
+        if not text.isascii():
             text = _until_done(rule, text, name, edits)
     for name, step in (("width_of_syntax", ascii_syntax), ("comments", strip_comments)):
         if name not in off:

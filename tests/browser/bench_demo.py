@@ -1,4 +1,5 @@
-"""`make bench-demo`: three sessions use the demo for MINUTES; prints the first picture, gaps of the interface, and the memory of the server."""
+"""`make bench-demo`: three sessions use the demo for MINUTES; prints how soon the first picture comes, how soon the page answers while pictures are
+drawn, and how the memory of the server grows."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.browser.conftest import FLAGS, ROOT, Server, serve, stop
+from tests.browser.conftest import CONTEXT, FLAGS, PROMPT, ROOT, Server, serve, stop
 
 PROMPTS = ("夕焼けの海に浮かぶ赤い船", "鳥居と桜並木", "三つのりんご、水彩画風")
-PROMPT = "プロンプト (Prompt)"
 WARM = 4
 """Pictures of each session before the memory is first read."""
 
@@ -31,6 +32,15 @@ WATCH = """() => {
 }"""
 """Measures in the page, in ms: the longest wait for an answer of the server, and the longest task that kept the page from answering."""
 
+ASK = """async () => {
+  const shown = () => document.querySelector(".st-key-examples").innerText;
+  const before = shown(), began = performance.now();
+  document.querySelector(".st-key-examples-more button").click();
+  while (shown() === before) await new Promise((resume) => setTimeout(resume, 4));
+  return performance.now() - began;
+}"""
+"""Asks for other examples, and measures in ms how long it takes until they are there: a click, a run of the whole page, its change."""
+
 
 def memory(server: Server) -> float:
     """The resident memory of the server, MiB."""
@@ -46,7 +56,7 @@ def cpu(server: Server) -> float:
 
 def opened(browser: Browser, server: Server) -> Page:
     """A session of its own."""
-    context = browser.new_context(locale="ja-JP", viewport={"width": 1280, "height": 900})
+    context = browser.new_context(**CONTEXT)  # type: ignore[arg-type]
     context.set_default_timeout(600_000)
     page = context.new_page()
     page.goto(server.url)
@@ -66,43 +76,64 @@ def finish(page: Page) -> None:
     page.get_by_role("button", name="PNG を保存").wait_for()
 
 
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def first_picture(browser: Browser, server: Server) -> Page:
+    """Open a page, ask for a picture at once, and say how long each took; returns the page."""
+    began = time.monotonic()
+    page = opened(browser, server)
+    shown, shown_cpu = time.monotonic() - began, cpu(server)
+    begin(page, PROMPTS[0])
+    finish(page)
+    say(
+        f"page after {shown:.1f} s ({shown_cpu:.1f} CPU s of the server since its start), "
+        f"first picture after {time.monotonic() - began:.1f} s ({cpu(server):.1f} CPU s), load {os.getloadavg()[0]:.1f}"
+    )
+    return page
+
+
+def use(sessions: list[Page], server: Server, minutes: float) -> None:
+    """All sessions draw, again and again, the first one asks for this and that meanwhile; says how long it waited, and how the memory grew."""
+    rounds, start, waits = 0, 0.0, []
+    until = time.monotonic() + 60 * minutes
+    while time.monotonic() < until:
+        for page, text in zip(sessions, PROMPTS, strict=True):
+            begin(page, text)
+        waits += [sessions[0].evaluate(ASK) for _ in range(3)]
+        for page in sessions:
+            finish(page)
+        rounds += 1
+        if rounds == WARM:
+            start = memory(server)
+        if rounds % 10 == 1:
+            say(f"round {rounds}: {memory(server):.0f} MiB")
+    gaps = sessions[0].evaluate("window.jpGaps")
+    say(f"while drawing: a click and what it changes {median(waits):.0f} ms (median of {len(waits)}), {max(waits):.0f} ms at most")
+    say(f"longest wait for the server {gaps['ping']:.0f} ms, longest task of the page {gaps['task']:.0f} ms")
+    if start:
+        grown = memory(server) / start - 1
+        say(f"{len(sessions) * rounds} pictures in {minutes:g} min: {start:.0f} MiB after round {WARM}, {100 * grown:+.1f} % at the end")
+    else:
+        say(f"{rounds} rounds are too few for the memory to be judged")
+
+
 def main(minutes: float) -> None:
     """Run, and print the figures."""
     folder = Path(tempfile.mkdtemp())
+    began = time.monotonic()
     server = serve(folder, ROOT / "demo" / "app.py")
+    say(f"the server answers after {time.monotonic() - began:.1f} s")
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-            began = time.monotonic()
-            first = opened(browser, server)
-            shown, shown_cpu = time.monotonic() - began, cpu(server)
-            first.evaluate(WATCH)
-            begin(first, PROMPTS[0])
-            finish(first)
-            told = f"page after {shown:.1f} s ({shown_cpu:.1f} CPU s of the server), "
-            told += f"first picture after {time.monotonic() - began:.1f} s ({cpu(server):.1f} CPU s), load {os.getloadavg()[0]:.1f}"
-            sys.stdout.write(told + "\n")
-            sys.stdout.flush()
+            first = first_picture(browser, server)
             sessions = [first, opened(browser, server), opened(browser, server)]
-            rounds, start = 0, 0.0
-            until = time.monotonic() + 60 * minutes
-            while time.monotonic() < until:
-                for page, text in zip(sessions, PROMPTS, strict=True):
-                    begin(page, text)
-                for page in sessions:
-                    finish(page)
-                rounds += 1
-                if rounds == WARM:
-                    start = memory(server)
-                sys.stdout.write(f"round {rounds}: {memory(server):.0f} MiB\n")
-                sys.stdout.flush()
-            gaps = first.evaluate("window.jpGaps")
-            sys.stdout.write(f"longest wait for the server {gaps['ping']:.0f} ms, longest task of the page {gaps['task']:.0f} ms\n")
-            if start:
-                grown = memory(server) / start - 1
-                sys.stdout.write(f"{3 * rounds} pictures in {minutes:g} min: {start:.0f} MiB after round {WARM}, {100 * grown:+.1f} % at the end\n")
-            else:
-                sys.stdout.write(f"{rounds} rounds are too few for the memory to be judged\n")
+            first.evaluate(WATCH)
+            use(sessions, server, minutes)
             browser.close()
     finally:
         stop(server)

@@ -16,12 +16,17 @@ from threading import Event
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from safetensors.torch import save_file
+
+from jpgen.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PROMPT = "プロンプト (Prompt)"
+CONTEXT = {"locale": "ja-JP", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
 WAIT = int(os.environ.get("JPGEN_BROWSER_WAIT", "180")) * 1000
 expect.set_options(timeout=WAIT)
 
@@ -46,14 +51,11 @@ def serve(folder: Path, script: Path, *arguments: str, settings: str = "") -> Se
     port = free_port()
     home = folder / "home"
     home.mkdir(parents=True, exist_ok=True)
-    if settings:
-        (folder / "demo.toml").write_text(settings, "utf-8")
+    (folder / "demo.toml").write_text(settings, "utf-8")
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "HOME": str(home), "XDG_DATA_HOME": str(home / "data"), "XDG_CONFIG_HOME": str(home / "config"),
-        "XDG_STATE_HOME": str(home / "state"), "HF_HUB_OFFLINE": "1",
+        "XDG_STATE_HOME": str(home / "state"), "HF_HUB_OFFLINE": "1", "JPGEN_DEMO_CONFIG": str(folder / "demo.toml"),
     }  # fmt: skip
-    if settings:
-        environment["JPGEN_DEMO"] = str(folder / "demo.toml")
     flags = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true", "--browser.gatherUsageStats=false"]
     with (folder / "server.log").open("wb") as log:
         command = [sys.executable, "-m", "streamlit", "run", str(script), *flags, "--", *arguments]
@@ -81,15 +83,37 @@ def stop(server: Server) -> None:
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The demo as it is, with the built-in model."""
-    server = serve(tmp_path_factory.mktemp("demo"), ROOT / "demo" / "app.py")
+    few = "" if os.environ.get("JPGEN_SCREENSHOTS") else "max_steps = 4\n"  # enough to be told apart, and soon drawn
+    server = serve(tmp_path_factory.mktemp("demo"), ROOT / "demo" / "app.py", settings=few)
     yield server
     stop(server)
 
 
-def serve_gated(folder: Path) -> Server:
+@pytest.fixture(scope="session")
+def merges(real: Server) -> Path:
+    """The folder of the models that the real demo mixes; in it ふたご, a model of the built-in one's kind."""
+    folder = real.folder / "home" / ".local" / "share" / "jpgen" / "merges"
+    folder.mkdir(parents=True)
+    weights = load_weights(ROOT / "jpgen" / "mame" / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file({name: (one * 0.9).contiguous() for name, one in weights.items()}, folder / "ふたご.safetensors")
+    return folder
+
+
+def mix_twin(page: Page) -> None:
+    """Choose ふたご beside the built-in model on まぜる, and draw."""
+    page.get_by_role("combobox", name="モデル（3 つまで）").fill("ふたご")
+    page.get_by_role("option", name="ふたご").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("slider", name="割合")).to_have_count(2)
+    settled(page)
+    page.get_by_role("button", name="この配合で描く").click()
+    expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
+
+
+def serve_gated(folder: Path, settings: str = "") -> Server:
     """The demo with the engine of gated_app.py; its gates are in the folder `gates`."""
-    (folder / "gates").mkdir()
-    return serve(folder, Path(__file__).with_name("gated_app.py"), str(folder))
+    (folder / "gates").mkdir(exist_ok=True)
+    return serve(folder, Path(__file__).with_name("gated_app.py"), str(folder), settings=settings)
 
 
 @pytest.fixture(scope="session")
@@ -125,14 +149,14 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Page]]:
     contexts: list[BrowserContext] = []
 
     def open_page(server: Server, tab: str = "", **options: object) -> Page:
-        context = chromium.new_context(**{"locale": "ja-JP", "viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
+        context = chromium.new_context(**CONTEXT | options)  # type: ignore[arg-type]
         contexts.append(context)
         context.set_default_timeout(WAIT)
         page = context.new_page()
         page.goto(f"{server.url}/{tab}")
         expect(page.get_by_role("heading", level=1).or_(page.locator(".stException")).first).to_be_visible()
-        assert not page.locator(".stException").count(), page.locator(".stException").inner_text()
         settled(page)
+        assert not page.locator(".stException").count(), page.locator(".stException").inner_text()
         return page
 
     yield open_page
@@ -151,6 +175,26 @@ def fill(page: Page, name: str, text: str) -> None:
     box.fill(text)
     box.blur()
     settled(page)
+
+
+def generate(page: Page, text: str) -> None:
+    """Write a prompt on つくる and hand it in."""
+    fill(page, PROMPT, text)
+    page.get_by_role("button", name="生成", exact=True).click()
+
+
+def paint(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """A stroke of the brush over the picture on なおす, from and to these parts of its sides."""
+    page.get_by_text("一部を").click()
+    canvas = page.locator("canvas[role=application]")
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * start[0], box["y"] + box["height"] * start[1])
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * end[0], box["y"] + box["height"] * end[1], steps=6)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="塗った所を描きなおす")).to_be_enabled()
 
 
 def go(page: Page, tab: str) -> None:

@@ -12,11 +12,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Server, fill, go
+from tests.browser.conftest import PROMPT, Server, generate, go
 from tests.browser.gated import open_gate
 
 pytestmark = pytest.mark.browser
-PROMPT = "プロンプト (Prompt)"
 MARKUP = [
     "![絵](http://127.0.0.1:9/track.png) 赤い船",
     "<img src=http://127.0.0.1:9/track.png onerror=document.title='x'><script>document.title='x'</script> 船",
@@ -58,8 +57,7 @@ def test_markup_is_shown_as_it_is(gated: Server, visit: Callable[..., Page]) -> 
     page.on("request", lambda request: asked.append(request.url))
     for text in MARKUP:
         open_gate(gated, text)
-        fill(page, PROMPT, text)
-        page.get_by_role("button", name="生成", exact=True).click()
+        generate(page, text)
         expect(page.get_by_role("img", name=text, exact=True).first).to_be_visible()
         page.get_by_text("この絵の設定").click()
         expect(page.locator(".jp-facts dd", has_text=text).last).to_be_visible()
@@ -74,8 +72,7 @@ def test_markup_is_shown_as_it_is(gated: Server, visit: Callable[..., Page]) -> 
 
 def test_a_hundred_thousand_characters(gated: Server, visit: Callable[..., Page]) -> None:
     page = visit(gated)
-    fill(page, PROMPT, "あ" * 100_000)
-    page.get_by_role("button", name="生成", exact=True).click()
+    generate(page, "あ" * 100_000)
     expect(page.get_by_text("長すぎます（100000 文字").first).to_be_visible()
 
 
@@ -110,8 +107,7 @@ def test_settings_that_name_files_are_left_out(gated: Server, visit: Callable[..
 def test_a_damaged_index_is_made_again_and_said(fresh: Server, visit: Callable[..., Page]) -> None:
     page = visit(fresh)
     open_gate(fresh, "赤い船")
-    fill(page, PROMPT, "赤い船")
-    page.get_by_role("button", name="生成", exact=True).click()
+    generate(page, "赤い船")
     expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
     (index,) = fresh.folder.rglob("gallery.sqlite")
     for file in (index, *(Path(f"{index}{ending}") for ending in ("-wal", "-shm"))):

@@ -293,6 +293,30 @@ def test_another_session_can_neither_see_nor_cancel(make: Callable[..., Engine])
     assert engine.wait(ticket, session="a", timeout=WAIT).state == "done"
 
 
+def test_previews_take_a_fifth_of_the_time_at_most(make: Callable[..., Engine], clock: list[float]) -> None:
+    def slow() -> list[Image.Image]:
+        clock[0] += 2.0
+        return [picture("猫")]
+
+    seen = []
+
+    def work(desk: Desk) -> None:
+        for index in range(1, 13):
+            engine.snapshot(tickets[0], session="a")
+            before = clock[0]
+            desk.on_step(Step(index, 20, slow))
+            seen.append(clock[0] > before)
+            clock[0] += 1.0
+
+    engine, tickets = make(), []
+    began = Gate()
+    engine.submit("b", began)
+    tickets.append(engine.submit("a", work))
+    began.let.set()
+    assert engine.wait(tickets[0], session="a", timeout=WAIT).state == "done"
+    assert seen == ([True] + [False] * 7) + [True] + [False] * 3
+
+
 def test_ended_jobs_are_forgotten_by_number_and_time(make: Callable[..., Engine], clock: list[float]) -> None:
     engine = make(kept=2, kept_seconds=100)
     tickets = [engine.submit("a", lambda desk: 1) for _ in range(1)]

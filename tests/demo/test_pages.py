@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 import demo.studio
 from demo.choosing import SAMPLES
 from demo.frame import TABS
+from demo.results import Made
 from jpgen import Generation, ModelInfo, Prompt, SamplingConfig, Step, read_settings
 
 WAIT = 60
@@ -96,14 +98,18 @@ def test_a_picture_is_made_and_kept() -> None:
     assert [button.label for button in page.button if button.key and button.key.startswith("create-undo")] == ["戻す"] * len(settings.prompt.edits)
 
 
-def test_an_undone_rule_is_left_out_of_the_next_picture() -> None:
+def test_an_undone_rewrite_is_left_out_of_the_next_picture_and_can_be_used_again() -> None:
     page = visit("create")
-    page.text_area(key="create/prompt").set_value("三匹の猫")
+    page.text_area(key="create/prompt").set_value("三匹の猫と二羽の鳥")
     page.button(key="read").click().run()
     page.button(key="create-undo-0").click().run()
     page.button(key="generate").click().run()
     done(page, "create")
-    assert read_settings(pictures()[0].path).prompt.text == "三匹の猫"
+    assert read_settings(pictures()[0].path).prompt.text == "三匹の猫と2羽の鳥"
+    page.button(key="create-redo-0").click().run()
+    page.button(key="generate").click().run()
+    done(page, "create")
+    assert read_settings(pictures()[0].path).prompt.text == "3匹の猫と2羽の鳥"
     page.text_area(key="create/prompt").set_value("二匹の犬")
     page.button(key="generate").click().run()
     done(page, "create")
@@ -137,14 +143,43 @@ def test_what_cannot_be_drawn_is_explained(prompt: str, told: str) -> None:
 
 def test_a_grid_over_two_settings() -> None:
     page = visit("compare")
+    page.selectbox(key="model").set_value("sdxl-base").run()
     page.segmented_control(key="compare/mode").set_value("grid").run()
     page.text_input(key="axis/x/steps").set_value("１、2").run()
     page.text_input(key="axis/y/guidance_scale").set_value("2, 3.5").run()
     page.text_area(key="grid/prompt").set_value("猫")
     page.button(key="grid-go").click().run()
     done(page, "grid")
-    found = [(item.steps, item.guidance_scale) for item in reversed(pictures())]
-    assert found == [(1, 2.0), (2, 2.0), (1, 3.5), (2, 3.5)]
+    found = [(item.model, item.steps, item.guidance_scale) for item in reversed(pictures())]
+    assert found == [("sdxl-base", steps, guidance) for guidance in (2.0, 3.5) for steps in (1, 2)]
+
+
+def test_a_grid_of_too_many_steps_is_refused() -> None:
+    page = visit("compare")
+    page.segmented_control(key="compare/mode").set_value("grid").run()
+    page.text_input(key="axis/x/steps").set_value("4, 900").run()
+    page.text_area(key="grid/prompt").set_value("猫")
+    page.button(key="grid-go").click().run()
+    assert any("900 は多すぎます" in one.proto.body for one in page.get("html"))
+    assert pictures() == []
+
+
+def test_an_edit_by_words_keeps_the_negative_prompt_and_draws_by_the_chosen_model_what_is_no_models() -> None:
+    page = visit("create")
+    page.text_area(key="create/prompt").set_value("帽子なしの猫")
+    page.text_area(key="create/negative").set_value("文字")
+    page.button(key="generate").click().run()
+    done(page, "create")
+    (item,) = pictures()
+    settings = read_settings(item.path)
+    page = visit("repair")
+    page.session_state["repair/source"] = Made(item.download_name, replace(settings, model="まぜたもの"), item.path)
+    page.run()
+    page.text_area(key="repair/instruction").set_value("猫を犬に")
+    page.button(key="words-go").click().run()
+    done(page, "repair")
+    edited = read_settings(pictures()[0].path)
+    assert (edited.source, edited.negative, edited.seed, edited.model) == ("帽子なしの犬", "文字、帽子", settings.seed, "mame")
 
 
 def test_a_full_disk_loses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,19 @@ def test_every_rewrite_is_told_and_can_be_switched_off() -> None:
         normalize("猫", off=["count"])
 
 
+def test_one_rewrite_of_a_rule_can_be_left_out() -> None:
+    typed = "猫が三匹と犬が二匹、帽子なし、眼鏡なし"
+    read = normalize(typed, off=["counts:三", "negation:、帽子なし"])
+    assert (read.text, read.negative) == ("猫が三匹と犬が2匹、帽子なし", "眼鏡")
+    for edit in normalize(typed).edits:
+        alone = normalize(typed, off=[f"{edit.rule}:{edit.before}"])
+        assert edit not in alone.edits
+        assert alone.edits
+    for strange, near in (("count:三", "counts"), ("variants:{猫|犬}", "variants")):
+        with pytest.raises(UnknownNameError, match=near):
+            normalize("猫", off=[strange])
+
+
 def test_the_negative_prompt_typed_apart_comes_first() -> None:
     assert normalize("帽子なしの少年", negative="低品質，（ぼやけ：１．４）").negative == "低品質,(ぼやけ:1.4)、帽子"
     assert normalize("cat", negative="(worst quality:1.4), text").negative == "(worst quality:1.4), text"
