@@ -25,7 +25,7 @@ import numpy as np
 
 from jpgen.errors import JpgenError, OutputError
 from jpgen.evaluate.bench_mame import answers, read_ceiling, read_questions, tabulate
-from jpgen.evaluate.cases import Arm, Case, read_cases
+from jpgen.evaluate.cases import Arm, Case, evenly, read_cases
 from jpgen.evaluate.compare import compare
 from jpgen.evaluate.judge import Judge
 from jpgen.evaluate.scorer import DEFAULT_SCORER, ImageTextScorer, open_scorer
@@ -65,9 +65,7 @@ class Plan:
 
 def composition(plan: Plan, _scorer: ImageTextScorer) -> dict[str, Any]:
     """Shares of prompts whose facts the judge reads in the picture, in both languages, and their share of its ceiling; one seed a prompt."""
-    questions = read_questions(plan.prompts / FILES["composition"])
-    if plan.limit is not None and plan.limit < len(questions):
-        questions = [questions[i * len(questions) // plan.limit] for i in range(plan.limit)]
+    questions = evenly(read_questions(plan.prompts / FILES["composition"]), plan.limit)
     found = tabulate(list(answers(Pipeline(plan.model), Judge.load(), questions, COMPOSITION_SEED)), read_ceiling())
     return {"figures": {one.name: {"n": one.n, "ja": one.ja, "en": one.en, "of_ceiling": one.of_ceiling(one.ja)} for one in found}}
 

@@ -29,7 +29,9 @@ _KAOMOJI = re.compile(
 )
 _MARK = re.compile(r"[^\s,.!?！？、。:：+/&%$#@\"…0-9A-Za-zツシ口皿人目益丿]")
 _EMOJI = re.compile("[\u2600-\u27bf\u2b50\u2b55\u2b1b\u2b1c\u231a-\u23ff\u3297\u3299\U0001f000-\U0001faff]")
-_GESTURE = re.compile("[\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a\U0001f44a-\U0001f450\U0001f493-\U0001f49f✨❤♡♥💦💨💪💡🎵🎶✌☺]")
+_GESTURE = re.compile(
+    "[\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a\U0001f44a-\U0001f450\U0001f493-\U0001f49f✨❤♡♥💦💨💪💡🎵🎶✌☺]"
+)
 """What a person does, not what is drawn, when it follows a request (描いてください🙏)."""
 
 _TRAILING = " 、。!?！？〜ー…"

@@ -113,6 +113,14 @@ def test_a_larger_call_draws_only_what_is_new(tmp_path: Path) -> None:
     assert FakePipeline.drawn == 24 + 12  # other weights, other pictures
 
 
+def test_other_rules_of_reading_draw_other_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = (Arm("read"), Arm("as typed", normalize=False))
+    run(tmp_path, arms=arms)
+    monkeypatch.setattr(module, "normalize", lambda text, *, seed: Prompt(text, text, written=f"{text}、絵" if "赤い" in text else text))
+    run(tmp_path, arms=arms)
+    assert FakePipeline.drawn == 12 + 3  # the one prompt that is read otherwise, in the one arm that reads
+
+
 def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
     monkeypatch.setattr(FakePipeline, "drawn", 0)
