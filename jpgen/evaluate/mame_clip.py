@@ -1,7 +1,7 @@
 """mame-clip, the built-in Japanese CLIP: mame's own text encoder, locked (LiT, Zhai et al. 2022, arXiv 2111.07991), and a small image tower.
 
-The image tower is EfficientNet-Lite0 with a pooling over what it sees. `jpgen.train.clip` teaches the two to agree, on rendered scenes alone; what
-mame-clip can tell apart, and how well, stands in the README.md beside its weights (`jpgen/evaluate/clip/`).
+The image tower is the judge's network with one head in the place of its seven. `jpgen.train.clip` trains it on rendered scenes alone; what it can
+tell apart, and how well, stands in the README.md beside its weights (`jpgen/evaluate/clip/`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from jpgen.catalog import find_model
 from jpgen.encoders import bert
 from jpgen.errors import WeightsError
-from jpgen.evaluate.efficientnet import REDUCTION, WIDTH, EfficientNetLite0
+from jpgen.evaluate.judge import JudgeNetwork, logits, shrink
 from jpgen.protocols import TextEncoder
 from jpgen.safety import read_json
 from jpgen.weights import eight_bit_matrices, load_weights, save_weights
@@ -30,61 +30,46 @@ from jpgen.weights import eight_bit_matrices, load_weights, save_weights
 WEIGHTS = "mame_clip.safetensors"
 CONFIG = "config.json"
 BATCH = 32
+HEAD = "image"
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of mame-clip: width of a pooled text state, of what is between, of the features that are compared; side of a picture as it is seen, in
-    pixels (a multiple of 32); how many queries pool what is seen."""
+    """Sizes of mame-clip: width of a pooled text state, of what is between, of the features that are compared, and of the image tower."""
 
     model_type: str = "mame-clip"
     text_width: int = 384
     text_hidden: int = 1024
     width: int = 384
-    side: int = 224
+    widths: tuple[int, int, int] = (64, 128, 256)
     queries: int = 8
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """The one head of the image tower: its features."""
+        return {HEAD: self.width}
 
 
 class ClipNetwork(nn.Module):
-    """Trunk and pooling of the pictures, two layers over pooled text states, and the scale of their cosines (Radford et al. 2021, 2103.00020)."""
+    """The image tower, two layers over pooled text states, and the scale of their cosines (Radford et al. 2021, arXiv 2103.00020)."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        self.trunk = EfficientNetLite0()
-        self.norm_in = nn.LayerNorm(WIDTH)
-        self.position = nn.Parameter(torch.zeros(1, (config.side // REDUCTION) ** 2, WIDTH))
-        self.queries = nn.Parameter(torch.randn(config.queries, WIDTH))
-        self.key, self.value = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.norm_out = nn.LayerNorm(config.queries * WIDTH)
-        self.head = nn.Linear(config.queries * WIDTH, config.width)
+        self.tower = JudgeNetwork(config)
         self.text = nn.Sequential(nn.Linear(config.text_width, config.text_hidden), nn.GELU(), nn.Linear(config.text_hidden, config.width))
         self.log_scale = nn.Parameter(torch.tensor(3.0))
-        nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Unit vectors fp32 [batch, width] of `pixels` uint8 [batch, 3, side, side]."""
-        return self.features_of(self.trunk.middle(scaled(pixels)))
+        """Unit vectors fp32 [batch, width] of `pixels` uint8 [batch, 3, 128, 128]."""
+        return F.normalize(logits(self.tower, pixels)[HEAD], dim=-1)
 
-    def features_of(self, middle: Tensor) -> Tensor:
-        """The same of what the trunk's lower half makes of pictures, fp32 [batch, 112, side ÷ 16, side ÷ 16]."""
-        cells = self.norm_in(self.trunk.upper(middle).flatten(2).transpose(1, 2)) + self.position
-        weights = (self.queries @ self.key(cells).transpose(1, 2) / WIDTH**0.5).softmax(dim=-1)
-        pooled = self.norm_out((weights @ self.value(cells)).flatten(1))
-        return F.normalize(self.head(pooled), dim=-1)
+    def cell_features(self, cells: Tensor) -> Tensor:
+        """The same of what the tower's convolutions see, [batch, 64, cell width]."""
+        return F.normalize(self.tower.answers(cells)[HEAD], dim=-1)
 
     def text_features(self, pooled: Tensor) -> Tensor:
         """Unit vectors fp32 [texts, width] of pooled text states [texts, text width]."""
         return F.normalize(self.text(pooled), dim=-1)
-
-
-def shrink(image: Image.Image, side: int) -> Image.Image:
-    """The image as mame-clip sees it: RGB, side×side, squeezed if it is no square."""
-    return image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-
-
-def scaled(pixels: Tensor) -> Tensor:
-    """Pixels uint8 [batch, 3, side, side] as the trunk wants them: fp32, −1…1."""
-    return pixels.to(memory_format=torch.channels_last).float() / 127.5 - 1
 
 
 class MameClip:
@@ -135,7 +120,7 @@ class MameClip:
         """Unit vectors fp32 [images, width]; squares suit best, others are squeezed."""
         features = [torch.empty(0, self.config.width)]
         for start in range(0, len(images), BATCH):
-            pixels = np.stack([np.asarray(shrink(image, self.config.side)) for image in images[start : start + BATCH]])
+            pixels = np.stack([np.asarray(shrink(image)) for image in images[start : start + BATCH]])
             features.append(self.network.image_features(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
         return torch.cat(features)
 

@@ -1,7 +1,7 @@
-"""What the lower half of mame-clip's trunk sees of rendered scenes, computed once: it stays as it is, so training reads only its cells.
+"""What mame-clip's trunk sees of rendered scenes, computed once: the trunk is the judge's and stays as it is, so training reads only its cells.
 
-A shard is one safetensors file of 500 scenes: `cells` fp16 [500, 112, 14, 14], `facts` int64 [500, questions] (see `clip_texts.facts`), `captions`
-fp16 [500, text width], the pooled state of a caption of each in one language or the other.
+A shard is one safetensors file of 500 scenes: `cells` fp16 [500, 64, 256], `facts` int64 [500, questions] (see `clip_texts.facts`), `captions` fp16
+[500, text width], the pooled state of a caption of each in one language or the other.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jpgen.errors import TrainingDataError
-from jpgen.evaluate.efficientnet import EfficientNetLite0
-from jpgen.evaluate.mame_clip import pooled, scaled, shrink
+from jpgen.evaluate.judge import JudgeNetwork, shrink
+from jpgen.evaluate.mame_clip import pooled
 from jpgen.protocols import TextEncoder
 from jpgen.train.captions import caption
 from jpgen.train.clip_texts import facts
@@ -92,22 +92,21 @@ def illustrate(scene: Scene, album: Album, rng: np.random.Generator) -> Image.Im
 
 
 @torch.no_grad()
-def cache_cells(
-    data: Path, shard: Path, first_seed: int, network: EfficientNetLite0, encoder: TextEncoder, *, side: int, art: Sequence[str] = CLIP_ART
-) -> None:
-    """Render, soften and read one shard of `SHARD` scenes whose seeds start at `first_seed`, as pictures of `side` pixels."""
+def cache_cells(data: Path, shard: Path, first_seed: int, network: JudgeNetwork, encoder: TextEncoder, *, art: Sequence[str] = CLIP_ART) -> None:
+    """Render, soften and read one shard of `SHARD` scenes whose seeds start at `first_seed`."""
     album = Album([data, data / MORE])
     stage = Stage(album.drawings, art=art)
-    network = network.eval().to(memory_format=torch.channels_last)
+    network = network.eval()
     cells, told, texts = [], [], []
     for start in range(first_seed, first_seed + SHARD, BATCH):
         pictures = []
         for seed in range(start, start + BATCH):
             scene, rng = plan(seed, stage), np.random.default_rng((seed, 5))
-            pictures.append(soften(rng, shrink(illustrate(scene, album, rng), side)))
+            pictures.append(soften(rng, shrink(illustrate(scene, album, rng))))
             told.append(facts(scene))
             texts.append(caption(scene, "en" if rng.random() < 0.5 else "ja", rng))
-        cells.append(network.middle(scaled(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))).half().contiguous())
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(memory_format=torch.channels_last).float() / 127.5 - 1
+        cells.append(network.cells(pixels).half())
     tensors = {"cells": torch.cat(cells), "facts": torch.tensor(told), "captions": pooled(encoder, texts).half()}
     partial = shard.with_suffix(".tmp")
     save_file(tensors, partial)
@@ -116,7 +115,7 @@ def cache_cells(
 
 @dataclass(frozen=True)
 class CellBatch:
-    """Cells fp32 [batch, 112, side ÷ 16, side ÷ 16], facts int64 [batch, questions], pooled captions fp32 [batch, text width]."""
+    """Cells fp32 [batch, 64, width], facts int64 [batch, questions], pooled captions fp32 [batch, text width]."""
 
     cells: Tensor
     facts: Tensor

@@ -13,7 +13,7 @@ from jpgen.evaluate.mame_clip import CONFIG, WEIGHTS, ClipConfig, ClipNetwork, M
 from jpgen.evaluate.scorer import ImageTextScorer, open_scorer
 from jpgen.evaluate.scores import clip_score
 
-SMALL = ClipConfig(text_width=32, text_hidden=40, width=24, side=64, queries=2)
+SMALL = ClipConfig(text_width=32, text_hidden=40, width=24, widths=(8, 16, 16), queries=2)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_damage_is_told(clip: MameClip, tmp_path: Path) -> None:
         MameClip.load(tmp_path)
     clip.save(tmp_path)
     told = json.loads((tmp_path / CONFIG).read_text())
-    for wrong in ({**told, "width": 25}, {**told, "depth": 3}, {**told, "queries": "3"}):
+    for wrong in ({**told, "width": 25}, {**told, "depth": 3}, {**told, "widths": 3}):
         (tmp_path / CONFIG).write_text(json.dumps(wrong))
         with pytest.raises(WeightsError, match="do not fit"):
             MameClip.load(tmp_path, encoder=bert.toy())
