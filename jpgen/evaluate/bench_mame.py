@@ -120,10 +120,9 @@ def read_ceiling() -> dict[str, float]:
     if not file.is_file():
         return {}
     try:
-        figures: dict[str, float] = json.loads(file.read_text("utf-8"))["seen"]
-    except (ValueError, KeyError, TypeError) as error:
+        return {name: float(value) for name, value in json.loads(file.read_text("utf-8"))["seen"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{CEILING} は壊れています / the judge's {CEILING} is damaged: {error}; install jpgen again") from error
-    return figures
 
 
 def answers(pipeline: Pipeline, judge: Judge, questions: Sequence[Question], seed: int) -> Iterator[Answer]:
