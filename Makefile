@@ -21,6 +21,7 @@ demo: setup
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not network and not gpu and not browser and not notebooks"
+	$(MAKE) test-notebooks
 
 test-browser: setup  # the demo in a real Chromium; generous time-outs, nothing waits for a clock
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy chromium fonts-noto-cjk; } \
