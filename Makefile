@@ -22,6 +22,7 @@ demo: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not network and not gpu and not browser and not notebooks"
 	$(MAKE) test-browser
+	$(MAKE) test-notebooks
 
 test-browser: setup  # the demo in a real Chromium; generous time-outs, nothing waits for a clock
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy chromium fonts-noto-cjk; } \

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jpgen.errors import JpgenError, OutputError, PromptError, WeightsError
+from jpgen.evaluate.cases import evenly
 from jpgen.evaluate.judge import CEILING, Facts, Judge, Reading, score
 from jpgen.evaluate.statistics import bootstrap
 from jpgen.pipeline import Pipeline
@@ -119,10 +120,9 @@ def read_ceiling() -> dict[str, float]:
     if not file.is_file():
         return {}
     try:
-        figures: dict[str, float] = json.loads(file.read_text("utf-8"))["seen"]
-    except (ValueError, KeyError, TypeError) as error:
+        return {name: float(value) for name, value in json.loads(file.read_text("utf-8"))["seen"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{CEILING} は壊れています / the judge's {CEILING} is damaged: {error}; install jpgen again") from error
-    return figures
 
 
 def answers(pipeline: Pipeline, judge: Judge, questions: Sequence[Question], seed: int) -> Iterator[Answer]:
@@ -210,9 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(prompts: Path, seed: int, limit: int | None, json_out: Path | None, sheet_out: Path | None) -> None:
     """The whole bench: pictures, readings, table, and what was asked for besides. Raises JpgenError."""
-    questions = read_questions(prompts)
-    if limit is not None and limit < len(questions):
-        questions = [questions[i * len(questions) // max(1, limit)] for i in range(max(1, limit))]
+    questions = evenly(read_questions(prompts), limit)
     for out in (json_out, sheet_out):
         if out and not out.parent.is_dir():
             raise OutputError(f"フォルダー {out.parent} がありません / no folder {out.parent}: make it first")

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from jpgen.errors import JpgenError, OutputError
-from jpgen.evaluate.bench_mame import answers, read_ceiling, read_questions, tabulate
-from jpgen.evaluate.cases import Arm, Case, read_cases
+from jpgen.evaluate.bench_mame import Answer, read_ceiling, read_questions, tabulate
+from jpgen.evaluate.cases import Arm, Case, evenly, read_cases
 from jpgen.evaluate.compare import compare
 from jpgen.evaluate.judge import Judge
 from jpgen.evaluate.scorer import DEFAULT_SCORER, ImageTextScorer, open_scorer
@@ -37,7 +37,6 @@ VERSION = "1.0"
 PARTS = ("composition", "culture", "gap", "normalizer")
 FILES = {"composition": "mame_eval.tsv", "culture": "culture.tsv", "gap": "pairs.tsv", "normalizer": "messy.tsv"}
 HELD_OUT = "held-out"
-COMPOSITION_SEED = 1000
 BATCH = 32
 
 
@@ -63,13 +62,23 @@ class Plan:
         return read_cases(self.prompts / FILES[part], split=split, limit=self.limit)
 
 
-def composition(plan: Plan, _scorer: ImageTextScorer) -> dict[str, Any]:
+def composition(plan: Plan, scorer: ImageTextScorer) -> dict[str, Any]:
     """Shares of prompts whose facts the judge reads in the picture, in both languages, and their share of its ceiling; one seed a prompt."""
-    questions = read_questions(plan.prompts / FILES["composition"])
-    if plan.limit is not None and plan.limit < len(questions):
-        questions = [questions[i * len(questions) // plan.limit] for i in range(plan.limit)]
-    found = tabulate(list(answers(Pipeline(plan.model), Judge.load(), questions, COMPOSITION_SEED)), read_ceiling())
-    return {"figures": {one.name: {"n": one.n, "ja": one.ja, "en": one.en, "of_ceiling": one.of_ceiling(one.ja)} for one in found}}
+    questions = evenly(read_questions(plan.prompts / FILES["composition"]), plan.limit)
+    cases = tuple(dict.fromkeys(Case(one.ja, one.en) for one in questions))
+    arms, seed = (plan.arm("ja"), plan.arm("en", language="en")), plan.seeds[0]
+    found = compare(
+        cases, arms=arms, seeds=[seed], model=scorer, output=plan.output / "composition", on_progress=_progress("composition")
+    )
+    files = {(one.arm, one.case): found.folder / "pictures" / one.file for one in found.outcomes if not one.problem}
+    judge, given = Judge.load(), []
+    for question in questions:
+        case = cases.index(Case(question.ja, question.en))
+        if ("ja", case) in files and ("en", case) in files:
+            ja, en = (read_picture(files[language, case], "picture") for language in ("ja", "en"))
+            given.append(Answer(question, seed, (ja, en), *judge.read([ja, en])))
+    figures = {one.name: {"n": one.n, "ja": one.ja, "en": one.en, "of_ceiling": one.of_ceiling(one.ja)} for one in tabulate(given, read_ceiling())}
+    return {"undrawn": len(questions) - len(given), "figures": figures}
 
 
 def culture(plan: Plan, scorer: ImageTextScorer) -> dict[str, Any]:

@@ -118,10 +118,15 @@ def read_cases(path: Path, *, split: str = "", limit: int | None = None) -> tupl
     cases = [_case(row) for row in kept]
     if not cases or not all(case.ja.strip() for case in cases):
         raise PromptError(f"{path}: 使える行がありません / no usable row (split {split!r}), or one whose ja is empty")
-    cases = list(dict.fromkeys(cases))
-    if limit is not None and limit < len(cases):
-        cases = [cases[i * len(cases) // max(1, limit)] for i in range(max(1, limit))]
-    return tuple(cases)
+    return tuple(evenly(tuple(dict.fromkeys(cases)), limit))
+
+
+def evenly(items: Sequence[Any], limit: int | None) -> Sequence[Any]:
+    """At most `limit` of them (None: all; at least one), at even distances from the whole."""
+    if limit is None or limit >= len(items):
+        return items
+    wanted = max(1, limit)
+    return [items[i * len(items) // wanted] for i in range(wanted)]
 
 
 def _case(row: dict[str, str]) -> Case:

@@ -16,6 +16,7 @@ from jpgen.evaluate.scorer import DEFAULT_SCORER, ImageTextScorer, open_scorer
 from jpgen.evaluate.scores import PERCENT, finite
 from jpgen.pictures import read_picture
 from jpgen.pipeline import Pipeline
+from jpgen.prompt import normalize
 from jpgen.types import SamplingConfig, require_seed
 
 Progress = Callable[[int, int], None]
@@ -98,14 +99,24 @@ class _Drawing:
         prompt, pipeline = case.prompt(self.arm.language), self._pipeline
         translator = pipeline.translator.name if pipeline.translator else ""
         key = key_of(
-            prompt=prompt, seed=seed, model=pipeline.info.name, weights=pipeline.info.weights_hash, normalize=self.arm.normalize,
-            translator=translator, config=asdict(self._config),
+            prompt=prompt, read=self._read(prompt, seed), seed=seed, model=pipeline.info.name, weights=pipeline.info.weights_hash,
+            normalize=self.arm.normalize, translator=translator, config=asdict(self._config),
         )  # fmt: skip
         row = self.journal.rows.get(key)
         if row is None or not (row.get("problem") or self.journal.picture(key).is_file()):
             self._draw(key, prompt, seed)
             row = self.journal.rows[key]
         return _Made(key, float(row.get("seconds", 0.0)), str(row.get("problem", "")))
+
+    def _read(self, prompt: str, seed: int) -> list[str]:
+        """What the normaliser of today makes of the prompt, so that one with other rules draws other pictures."""
+        if not self.arm.normalize:
+            return []
+        try:
+            read = normalize(prompt, seed=seed)
+        except (ValueError, KeyError):  # `generate` meets it again, and tells
+            return []
+        return [read.written, read.negative]
 
     def _draw(self, key: str, prompt: str, seed: int) -> None:
         try:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jpgen.errors import MissingExtraError, OutputError
+from jpgen.evaluate.cases import evenly
 from jpgen.evaluate.statistics import Difference
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _histogram(axis: Any, values: np.ndarray, name: str) -> None:
 
 
 def _sheet(found: Comparison) -> str:
-    chosen = sorted({i * len(found.cases) // SHOWN for i in range(SHOWN)}) if len(found.cases) > SHOWN else range(len(found.cases))
+    chosen = evenly(range(len(found.cases)), SHOWN)
     seeds = found.seeds[:SHOWN_SEEDS]
     by_place = {(one.arm, one.case, one.seed): one for one in found.outcomes}
     head = ["プロンプト / prompt", *(f"{html.escape(arm.name)} <small>#{seed}</small>" for arm in found.arms for seed in seeds)]

@@ -29,7 +29,7 @@ _SOFT = "[ぁ-んー〜嬉幸思願頼助可良欲下頂貰戴喜泣存致申能
 ASKING = f"(?!{_any('telling')}){_SOFT}"
 """What follows the て of a request."""
 
-_TE = f"(?:{_any('te', 'daily')}|{MAKING}を?(?:し|行っ))て"
+_TE = f"(?:(?:{_any('te', 'daily')}|{MAKING}を?(?:し|行っ))て|{_any('de')}で)"
 _FORMS = _any("forms").replace("MAKING", MAKING).replace("SOFT", _SOFT)
 _AFTER = "(?:(?<=[をがはもば])|(?<=画像)|(?<=写真)|(?<=イラスト)|(?<=絵)|(?<=壁紙))"
 REQUEST = re.compile(
@@ -41,6 +41,9 @@ REQUEST = re.compile(
 
 ENDING = re.compile("(?:[ぁ-んー〜]|希望|願|プリーズ|オナシャス|ンス|ヌ|[a-z]{3}|[を像][一-鿿ァ-ー]{2,8}|依頼|所望|リクエスト|頂戴)$", re.IGNORECASE)
 """What every REQUEST ends in and most descriptions do not."""
+
+POLITE_END = re.compile("(?:ください|下さい|(?:願い|願)(?:いた|致)?します|(?:ません|ます)か|(?:ほしい|欲しい)(?:です|な[あぁー〜]*)|頼みます)$")
+"""What ends a request for certain, so that a 、 after it is a full stop (描いてください、夜の海で)."""
 
 LEAD = re.compile(
     f"(?:[^、。\n]{{0,24}}?{_any('excuse')}[^、。\n]{{0,8}}?(?:けど|けれど|ますが|ですが|んが)(?=[、, ]|[^、。]{{2}})|"
@@ -86,6 +89,11 @@ BARE_VERB = re.compile(f"[描作見つえみか]|{MAKING}")
 BARE_BODY = re.compile("(?:く|枚|つ|様|けで|写真|動画)$")
 FORM = re.compile(f"{NUMBER}|{CONTAINER}|図|形")
 QUOTED = re.compile(r"^[「『“\"]([^「」『』“”\"]+)[」』”\"]$")
+
+def asks(text: str) -> bool:
+    """Whether the text ends in a request."""
+    return bool(ENDING.search(text) and REQUEST.search(text))
+
 
 PERSONAL = re.compile(_any("personal"))
 DAILY = re.compile(f"{_any('daily')}て")

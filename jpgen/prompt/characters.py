@@ -17,7 +17,10 @@ JAPANESE = "々〆ぁ-ゖァ-ヺー一-鿿㐀-䶿𠀀-𯿿"
 
 _MARKS = "、。,.:：;!?！？・（）()「」『』［］｛｝"
 _FIRST_SHIELD = 0xF0000
-_SHIELDS = re.compile("[\U000f0000-\U000ffffd]")
+SHIELDED = "\U000f0000-\U000ffffd"
+"""A class of the characters that stand for kaomoji, for patterns."""
+
+_SHIELDS = re.compile(f"[{SHIELDED}]")
 
 _SIGN = r"[^()（）\[\]{}<>\n0-9A-Za-zぁ-ゖァ-ヺ々一-鿿\\|:：]"
 _KAOMOJI = re.compile(
@@ -26,6 +29,12 @@ _KAOMOJI = re.compile(
 )
 _MARK = re.compile(r"[^\s,.!?！？、。:：+/&%$#@\"…0-9A-Za-zツシ口皿人目益丿]")
 _EMOJI = re.compile("[\u2600-\u27bf\u2b50\u2b55\u2b1b\u2b1c\u231a-\u23ff\u3297\u3299\U0001f000-\U0001faff]")
+_GESTURE = re.compile(
+    "[\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a\U0001f44a-\U0001f450\U0001f493-\U0001f49f✨❤♡♥💦💨💪💡🎵🎶✌☺]"
+)
+"""What a person does, not what is drawn, when it follows a request (描いてください🙏)."""
+
+_TRAILING = " 、。!?！？〜ー…"
 _SKIN = re.compile("_[^_]*肌色")
 _PARTICLE = re.compile("[がをにのとはでもへや]|から|まで|より|みたい|っぽい|風")
 
@@ -77,20 +86,32 @@ def unshield(text: str, faces: Sequence[str]) -> str:
 
 
 def emoji(text: str) -> list[Change]:
-    """Emoji become their Japanese names (CLDR), set off with 、 from the words beside them."""
+    """Emoji become their Japanese names (CLDR), set off with 、 from the words beside them.
+
+    After a request a gesture goes and anything else begins a sentence of its own; a name that stands there already is not said twice (桜🌸).
+    """
     if not _EMOJI.search(text):
         return []
     from emoji import demojize, emoji_list
 
+    from jpgen.prompt.asking import asks  # it stands on this module
+
     found: list[Change] = []
+    asked = False
     for match in emoji_list(text):
         start, end, sign = match["match_start"], match["match_end"], match["emoji"]
         name = _SKIN.sub("", demojize(sign, language="ja").strip(":")).replace("_", "、")
         if name == sign or not _EMOJI.search(sign):
             continue
-        before = start and text[start - 1] not in " 、。,\n「（(" and not (found and found[-1].end == start)
+        joined = bool(found) and found[-1].end == start
+        asked = asked if joined else asks(text[:start].rstrip(_TRAILING))
+        stop = "。" if asked else "、"
+        before = start and text[start - 1] not in " 、。,!?！？\n「（(" and not joined
         follows = end < len(text) and text[end] not in " 、。,\n」）)!?" and not _PARTICLE.match(text, end)
-        found.append(Change(start, end, f"{'、' if before else ''}{name}{'、' if follows else ''}"))
+        if (asked and _GESTURE.match(sign)) or text.endswith(name, 0, start):
+            found.append(Change(start, end, stop if follows else ""))
+        else:
+            found.append(Change(start, end, f"{stop if before else ''}{name}{stop if follows else ''}"))
     return found
 
 

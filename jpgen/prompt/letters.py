@@ -1,7 +1,7 @@
 """A clause as letters, one a word, so that grammar can be a pattern: 帽子をかぶっていない少年 reads `NwVtBxN`.
 
     N noun      Q number, counter     W verbal noun of `shown`    J adjectival noun   A adjective   D determiner   R adverb
-    V verb of `shown`   Z of `appears`   B いる/ある   S する   P 込む   v other verb   L くださる, もらう …
+    V verb of `shown`   Z of `appears`   B いる/ある   S する   P 込む   r 抜く   v other verb   L くださる, もらう …
     X 無い   G なく   x the auxiliary ない/ず/ぬ   q its なく   K なし   E 以外   U 抜き   C 除く   c 避ける …   u 消す   F 不要 …   I 要る   Y 必要
     o の   g が   w を   h は   m も   i に   d で   z じゃ   a な   t て   T てる   k た   j な (forbidding)   y other auxiliary
     & と/や/・   e など   p other particle, and words that negate in part (あまり)   s sign
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from jpgen.prompt.characters import WORDS
@@ -44,6 +45,9 @@ def spell(text: str) -> Spelling:
     """The text in letters."""
     row = words(text)
     letters = "".join(map(letter, row))
+    for n, (one, two) in enumerate(pairwise(row)):
+        if (one.surface, two.surface) == ("と", "らん"):  # 咲いとらん, read as と and an adverb
+            letters = f"{letters[:n]}yx{letters[n + 2 :]}"
     letters = re.sub("(?<=Q)n", "Q", letters).replace("n", "N")  # a counter belongs to its number
     return Spelling(text, row, re.sub("[vVZ](?=[KUE])", "N", letters))  # 透かしなし: a verb's form as noun
 

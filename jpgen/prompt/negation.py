@@ -13,7 +13,7 @@ from jpgen.prompt.morphology import Word, words
 
 _TRIGGER = re.compile(
     "ない|なく|なし|無し|無い|無く|ナシ|ません|ぬ|ず|以外|抜き|ヌキ|除|のぞ|不要|いらん|要らん|避け|さけ|禁止|厳禁|NG|無用|カット|排除|削除|消し|省|ゼロ|なき|"
-    "んで|んと|へん|らん|やめ|ダメ|だめ|駄目|あかん|いけ|[るすくぐむぶぬつう]な"
+    "んで|んと|へん|抜い|らん|やめ|ダメ|だめ|駄目|あかん|いけ|[るすくぐむぶぬつう]な"
 )
 """Without one of these nothing is negated, and no word need be read."""
 
@@ -64,6 +64,7 @@ _WISHES = tuple(
         f"{_PLACE}{_FULL}[gwhm]?{_ANY}(?:F|Iy?x|Y[hg]?(?:X|By?x))(?P<rest>.*)$",  # 文字は不要, 文字はいらない
         f"{_PLACE}{_FULL}[gwhm]?{_ANY}(?:C|cS?)(?:t|$|(?=N))(?P<rest>.*)$",  # 影は避けて
         f"^{_PLACE}{_FULL}h{_ANY}ut(?P<rest>.*)$",  # 人は消して
+        f"^{_PLACE}{_FULL}[gwh]?{_ANY}r(?:yt|tVt|tL)(?P<rest>.*)$",  # ピクルスは抜いといて
         f"^{_PLACE}{_FULL}[gwhm]?{_ANY}V(?P<must>.*)$",  # 文字を入れちゃだめ
         f"^{_PLACE}{_FULL}[ghm]{_ANY}(?:X|By?x)$",  # 人はいない
     )
@@ -187,7 +188,7 @@ def _is_seen(match: re.Match[str], spelling: Spelling) -> bool:
         return False
     if match.start():
         before = match.string[match.start() - 1]
-        if row[match.start() - 1].surface in _PERSONS or (before in "vVZBSTkxy" and match[0][0] in "NWQ"):
+        if row[match.start() - 1].surface in _PERSONS or (before in "vrVZBSTkxy" and match[0][0] in "NWQ"):
             return False  # a clause of its own says which thing: 帰る場所のない, 見る影もない
     compound = match.string[end - 2 : end] in ("NN", "WN")  # 観光客 is no 客
     first = next((word.surface for word, sign in zip(row[match.start() :], match[0], strict=False) if sign in "NWJQ"), "")

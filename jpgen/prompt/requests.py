@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from jpgen.prompt import asking
 from jpgen.prompt.change import Change, difference
+from jpgen.prompt.characters import SHIELDED
 
-_TERMINATORS = re.compile("([。!?！？\n]+|[:：]\\s*\n*)")
-_ORNAMENTS = " 、,…〜ー♪☆★♡♥"
+_TERMINATORS = re.compile("([。!?！？\n]+|[:：]\\s*\n*|、(?!と|って|[Tt]h|ありがと))")
+_ORNAMENTS = f"[ 、,…〜ー♪☆★♡♥{SHIELDED}]"
+_AROUND = re.compile(f"^{_ORNAMENTS}+|{_ORNAMENTS}+$")
 
 
 class _Sentence(NamedTuple):
@@ -29,7 +31,7 @@ def requests(text: str) -> list[Change]:
     sentences = _split(text)
     said = [sentence for sentence in sentences if sentence.text.strip()]
     bodies = [_picture(sentence, alone=len(said) == 1) for sentence in sentences]
-    if all(body is None for body in bodies) and not (len(said) > 1 and any(asking.PLEADING.fullmatch(s.text.strip(_ORNAMENTS)) for s in said)):
+    if all(body is None for body in bodies) and not (len(said) > 1 and any(asking.PLEADING.fullmatch(_AROUND.sub("", s.text)) for s in said)):
         return []
     bodies = ["" if body is None and _is_polite(sentence) else body for sentence, body in zip(sentences, bodies, strict=True)]
     if not any(body if body is not None else sentence.text.strip() for body, sentence in zip(bodies, sentences, strict=True)):
@@ -40,14 +42,15 @@ def requests(text: str) -> list[Change]:
         if body is None:
             continue
         lines = "\n" * sentence.terminator.count("\n")
-        end = "" if not body or n >= last else f"{'' if lines and sentence.terminator[0] not in '。!?' else '。'}{lines}"
+        stop = "" if lines and sentence.terminator[0] not in "。!?" else "、" if sentence.terminator == "、" else "。"
+        end = "" if not body or n >= last else f"{stop}{lines}"
         found += difference(text[sentence.start : sentence.stop], f"{body}{end}", sentence.start)
     return found
 
 
 def _picture(sentence: _Sentence, *, alone: bool) -> str | None:
     """What is left of a sentence that asks, "" where it only asks, None where it asks nothing."""
-    stripped = asking.AFTERWORD.sub("", sentence.text.strip(_ORNAMENTS))
+    stripped = asking.AFTERWORD.sub("", _AROUND.sub("", sentence.text))
     lead = _without_lead(stripped)
     if asking.PLEADING.fullmatch(stripped):
         return None
@@ -63,7 +66,7 @@ def _picture(sentence: _Sentence, *, alone: bool) -> str | None:
 
 def _is_polite(sentence: _Sentence) -> bool:
     """Whether the sentence is nothing but manners."""
-    stripped = sentence.text.strip(_ORNAMENTS)
+    stripped = _AROUND.sub("", sentence.text)
     return bool(stripped) and (not _without_lead(stripped) or bool(asking.MANNERS.fullmatch(stripped)))
 
 
@@ -72,7 +75,7 @@ def _split(text: str) -> list[_Sentence]:
     for match in _TERMINATORS.finditer(text):
         depth += sum((c in "「『(（") - (c in "」』)）") for c in text[at : match.start()])
         at = match.end()
-        if depth > 0 and "\n" not in match[0]:
+        if (depth > 0 and "\n" not in match[0]) or (match[0] == "、" and not _ends_politely(text[start : match.start()])):
             continue
         depth = 0
         found.append(_Sentence(start, match.end(), text[start : match.start()], match[0]))
@@ -80,6 +83,11 @@ def _split(text: str) -> list[_Sentence]:
     if start < len(text):
         found.append(_Sentence(start, len(text), text[start:], ""))
     return found
+
+
+def _ends_politely(text: str) -> bool:
+    """Whether the text is a request of some length with a polite end."""
+    return bool(asking.POLITE_END.search(text)) and asking.asks(text) and not asking.PLEADING.fullmatch(_AROUND.sub("", text))
 
 
 def _without_lead(text: str) -> str:

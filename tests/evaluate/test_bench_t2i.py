@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from jpgen.evaluate import bench_t2i, compare
+from jpgen.evaluate.judge import Reading
 from jpgen.types import Generation, ModelInfo, Prompt, SamplingConfig
 
 COLORS = {"赤": (255, 0, 0), "緑": (0, 255, 0), "青": (0, 0, 255), "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -23,6 +25,10 @@ TABLES = {
         "ja\ten\tcategory", "赤い祭\tred festival\tfestival", "緑の茶\tgreen tea\tfood", "灰色の道\tgrey road\tplace", "青い波\tblue wave\tcraft",
     ],
     "pairs.tsv": ["ja\ten\ttags\tsplit", "赤い船\ta red ship\tcolour\theld-out", "灰色の空\ta blue sky\tcolour\theld-out", "青\tblue\tcolour\tdev"],
+    "mame_eval.tsv": [
+        "id\tkind\tja\ten\tfirst\tsecond\tcolor\tcount\tlayout\tbackground\tstyle",
+        "1\tone\t赤い船\ta red ship\t⛵\t\tred\t\t\t\t", "2\tone\t灰色の猫\ta blue cat\t🐈\t\tblue\t\t\t\t",
+    ],
     "messy.tsv": ["ja\tclean\tnegative\ten\ttags", "赤い船を描いて\t赤い船\t\ta red ship\trequest", "緑を描いて\t緑\t\ta green tree\trequest"],
 }  # fmt: skip
 
@@ -60,11 +66,24 @@ class Eye:
         return F.normalize(torch.tensor([color_of(text) for text in texts], dtype=torch.float32), dim=-1)
 
 
+class ColorJudge:
+    """Reads the colour alone; whatever it sees is a ship."""
+
+    @classmethod
+    def load(cls) -> "ColorJudge":
+        return cls()
+
+    def read(self, images: Sequence[Image.Image]) -> list[Reading]:
+        names = {(255, 0, 0): "red", (0, 0, 255): "blue"}
+        return [Reading("⛵", None, names.get(image.convert("RGB").getpixel((0, 0)), ""), 1, "one", "", "", ("⛵",)) for image in images]
+
+
 @pytest.fixture
 def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (compare, bench_t2i):
         monkeypatch.setattr(module, "Pipeline", Painter)
     monkeypatch.setattr(bench_t2i, "open_scorer", lambda name: Eye())
+    monkeypatch.setattr(bench_t2i, "Judge", ColorJudge)
     folder = tmp_path / "prompts"
     folder.mkdir()
     for name, rows in TABLES.items():
@@ -74,10 +93,12 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_part_is_the_figure_it_says(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    parts = [word for part in ("culture", "gap", "normalizer") for word in ("--part", part)]
+    parts = [word for part in bench_t2i.PARTS for word in ("--part", part)]
     arguments = ["--model", "painter", "--prompts", str(prompts), "--seeds", "2", "--output", str(out), *parts]
     assert bench_t2i.main(arguments) == 0
     result = json.loads((out / "result.json").read_text("utf-8"))
+    figures = result["parts"]["composition"]["figures"]
+    assert (figures["color"]["n"], figures["color"]["ja"], figures["color"]["en"], figures["object"]["ja"]) == (2, 0.5, 1.0, 0.5)
     culture = result["parts"]["culture"]
     assert (culture["classes"], culture["n"], culture["top1"]) == (4, 8, 1.0)
     assert culture["categories"]["food"] == {"n": 2, "top1": 1.0, "top5": 1.0}
@@ -90,6 +111,26 @@ def test_every_part_is_the_figure_it_says(prompts: Path, tmp_path: Path, capsys:
     row = (out / "row.md").read_text("utf-8")
     assert row.count("\n") == 3 and "painter@1" in row and "100.0 %" in row
     assert row.strip() in capsys.readouterr().out
+
+
+def test_an_interrupted_run_draws_nothing_twice(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    paint = Painter.generate
+
+    def counting(self: Painter, text: str, **more: Any) -> Generation:
+        drawn.append(text)
+        if len(drawn) == 20:
+            raise KeyboardInterrupt
+        return paint(self, text, **more)
+
+    monkeypatch.setattr(Painter, "generate", counting)
+    arguments = ["--prompts", str(prompts), "--output", str(tmp_path / "out")]
+    with pytest.raises(KeyboardInterrupt):
+        bench_t2i.main(arguments)
+    assert bench_t2i.main(arguments) == 0
+    whole = 2 * 2 + 4 * 2 + 2 * 2 * 2 + 2 * 2 * 2  # composition has one seed, the others two
+    assert len(drawn) == whole + 1  # the one it was stopped in
+    assert bench_t2i.main(arguments) == 0 and len(drawn) == whole + 1
 
 
 def _mean_grey() -> float:

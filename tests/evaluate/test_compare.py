@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jpgen.errors import OutputError, PromptError, SettingError, UnknownNameError
 from jpgen.evaluate import compare as module
-from jpgen.evaluate.cases import Arm, Case, cases_of, read_cases
+from jpgen.evaluate.cases import Arm, Case, cases_of, evenly, read_cases
 from jpgen.evaluate.compare import compare
 from jpgen.evaluate.comparison import Comparison
 from jpgen.types import Generation, ModelInfo, Prompt, SamplingConfig
@@ -113,6 +113,20 @@ def test_a_larger_call_draws_only_what_is_new(tmp_path: Path) -> None:
     assert FakePipeline.drawn == 24 + 12  # other weights, other pictures
 
 
+def test_other_rules_of_reading_draw_other_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = (Arm("read"), Arm("as typed", normalize=False))
+    run(tmp_path, arms=arms)
+    real = module.normalize
+
+    def with_other_rules(text: str, *, seed: int) -> Prompt:
+        read = real(text, seed=seed)
+        return replace(read, written=f"{read.written}、絵") if "赤い" in text else read
+
+    monkeypatch.setattr(module, "normalize", with_other_rules)
+    run(tmp_path, arms=arms)
+    assert FakePipeline.drawn == 12 + 3  # the one prompt that is read otherwise, in the one arm that reads
+
+
 def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
     monkeypatch.setattr(FakePipeline, "drawn", 0)
@@ -204,6 +218,13 @@ def test_cases_of_a_file(tmp_path: Path) -> None:
             read_cases(table)
     with pytest.raises(PromptError, match="cannot read"):
         read_cases(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(None, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4]), (5, [0, 1, 2, 3, 4]), (2, [0, 2]), (3, [0, 1, 3]), (1, [0]), (0, [0])]
+)
+def test_a_few_come_evenly_from_the_whole(limit: int | None, kept: list[int]) -> None:
+    assert list(evenly(range(5), limit)) == kept
 
 
 def test_rows_of_the_journal_tell_what_was_read(tmp_path: Path) -> None:
