@@ -33,18 +33,18 @@ def train_mame_command(stage: str, data: Path, out: Path, steps: int, decay: int
 
 
 @train_group.command("sdxl")
-@click.option("--stage", required=True, help="tokenizer, clip, unet")
+@click.option("--stage", required=True, help="latents, tokenizer, clip, unet")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="スプライトの置き場 / sprites")
-@click.option("--latents", type=click.Path(path_type=Path), default=Path("train/mame/latents"), show_default=True, help="mame のシャード / shards")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/mame-sdxl"), show_default=True, help="モデルの置き場 / its folder")
 @click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
 @click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
+@click.option("--shards", type=int, default=4, show_default=True, help="シャード数（一つ五千場面） / shards of 5,000 scenes")
 @explained
-def train_sdxl_command(stage: str, data: Path, latents: Path, out: Path, steps: int, decay: int) -> None:
+def train_sdxl_command(stage: str, data: Path, out: Path, steps: int, decay: int, shards: int) -> None:
     """英語だけを読む小さな SDXL、mame-sdxl を学習します / train mame-sdxl, a small SDXL that reads English alone, resumable."""
     from jpgen.train import sdxl
 
-    sdxl.run_stage(stage, data, latents, out, steps=steps, decay=decay)
+    sdxl.run_stage(stage, data, out, steps=steps, decay=decay, shards=shards)
 
 
 @train_group.command("adapter")
