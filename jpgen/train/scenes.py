@@ -10,14 +10,14 @@ import colorsys
 import csv
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 
 import numpy as np
 from PIL import Image
 
-from jpgen.errors import TrainingDataError
+from jpgen.errors import TrainingDataError, UnknownNameError
 from jpgen.train.backgrounds import BACKGROUNDS, Background
 from jpgen.train.sprites import Drawing
 from jpgen.train.styles import STYLES, Style
@@ -155,11 +155,11 @@ MAME = Staging()
 
 
 def read_staging(name: str) -> Staging:
-    """The staging that comes with jpgen under this name (`jpgen/train/stagings/NAME.toml`)."""
-    told = tomllib.loads((resources.files("jpgen.train") / "stagings" / f"{name}.toml").read_text("utf-8"))
-    known = {one.name for one in fields(Staging)}
-    if wrong := sorted(told.keys() - known):
-        raise TrainingDataError(f"{name}.toml の {', '.join(wrong)} は知りません / unknown in {name}.toml: {', '.join(wrong)}; known: {', '.join(known)}")
+    """The staging "mame", or one of `jpgen/train/stagings` by its name; raises UnknownNameError."""
+    files = {file.name.removesuffix(".toml"): file for file in (resources.files("jpgen.train") / "stagings").iterdir()}
+    if name not in ("mame", *files):
+        raise UnknownNameError.of("場面の決まり / staging", name, ("mame", *sorted(files)))
+    told = tomllib.loads(files[name].read_text("utf-8")) if name in files else {}
     return Staging(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
 
 
