@@ -33,7 +33,7 @@ def train_mame_command(stage: str, data: Path, out: Path, steps: int, decay: int
 
 
 @train_group.command("sdxl")
-@click.option("--stage", required=True, help="latents, tokenizer, clip, unet")
+@click.option("--stage", required=True, help="latents, tokenizer, clip, unet, ceiling")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="スプライトの置き場 / sprites")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/mame-sdxl"), show_default=True, help="モデルの置き場 / its folder")
 @click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -30,12 +31,13 @@ from jpgen.compute import best_dtype
 from jpgen.encoders import sdxl as sdxl_encoder
 from jpgen.encoders.tokenizers import ClipShapedTokenizer, bpe_tokenizer, read_tokenizer
 from jpgen.errors import TrainingDataError, UnknownNameError
-from jpgen.evaluate.judge import SIDE, shrink
+from jpgen.evaluate.judge import CEILING, SIDE, Judge, score, shrink
 from jpgen.train.backbone import Optimizer
 from jpgen.train.captions import caption
 from jpgen.train.checkpoint import Curve, load_state, save_state
+from jpgen.train.judge import CEILING_SEED, asked, facts_of
 from jpgen.train.latents import BACKBONE_ART, LANGUAGES
-from jpgen.train.scenes import Stage, plan, read_staging, render
+from jpgen.train.scenes import Scene, Stage, plan, read_staging, render
 from jpgen.train.sprites import load_sprites
 from jpgen.types import Conditioning
 from jpgen.weights import WEIGHTS, eight_bit_matrices, save_weights
@@ -88,14 +90,38 @@ def cache_latents(data: Path, folder: Path, shards: int) -> None:
         file = folder / f"shard-{index:03d}.safetensors"
         if file.exists():
             continue
-        latents = []
-        for start in range(0, SHARD, 50):
-            seeds = range(FIRST_SEED + index * SHARD + start, FIRST_SEED + index * SHARD + min(start + 50, SHARD))
-            pixels = np.stack([np.asarray(shrink(render(plan(seed, stage), sprites))) for seed in seeds])
-            scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-            latents.append(vae.encode(scaled.contiguous(memory_format=torch.channels_last)).latent_dist.mode().half())
+        first = FIRST_SEED + index * SHARD
+        latents = [encoded(vae, [plan(seed, stage) for seed in range(start, min(start + 50, first + SHARD))], sprites).half()
+                   for start in range(first, first + SHARD, 50)]  # fmt: skip
         save_file({"latents": torch.cat(latents).contiguous()}, file.with_suffix(".tmp"))
         file.with_suffix(".tmp").replace(file)
+
+
+def encoded(vae: Any, scenes: Sequence[Scene], sprites: np.ndarray) -> Tensor:
+    """Latents fp32 [scenes, 16, 8, 8] of the painted scenes at `SIDE` pixels."""
+    pixels = np.stack([np.asarray(shrink(render(scene, sprites))) for scene in scenes])
+    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    made: Tensor = vae.encode(scaled.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+    return made
+
+
+@torch.no_grad()
+def measure_ceiling(data: Path, out: Path, *, count: int = 1000) -> None:
+    """Write `out/ceiling.json`: what the judge reads right of fresh scenes that went through the autoencoder, choosing among what scenes can show."""
+    stage, sprites = the_stage(data), load_sprites(data)[0]
+    told = stage.staging
+    judge = Judge.load().among(things=told.things, colors=told.colors, backgrounds=told.backgrounds)
+    vae = load_autoencoder(find_model("mame"), CHANNELS, torch.float32)
+    hits: dict[str, list[bool]] = {}
+    for start in range(CEILING_SEED, CEILING_SEED + count, 50):
+        scenes = [plan(seed, stage) for seed in range(start, min(start + 50, CEILING_SEED + count))]
+        pixels = (vae.decode(encoded(vae, scenes, sprites)).sample.clamp(-1, 1) + 1) * 127.5
+        images = [Image.fromarray(one) for one in pixels.round().byte().permute(0, 2, 3, 1).numpy()]
+        for scene, reading in zip(scenes, judge.read(images), strict=True):
+            for name, hit in score(asked(facts_of(scene)), reading).items():
+                hits.setdefault(name, []).append(hit)
+    figures = {"pictures": count, **{name: round(sum(said) / len(said), 4) for name, said in sorted(hits.items())}}
+    (out / CEILING).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
 class CaptionedLatents:
@@ -179,6 +205,7 @@ def run_stage(stage: str, data: Path, out: Path, *, steps: int, decay: int = 0, 
         return CaptionedLatents(data, out / "latents")
 
     stages: dict[str, Callable[[], None]] = {
+        "ceiling": lambda: measure_ceiling(data, out),
         "latents": lambda: cache_latents(data, out / "latents", shards),
         "tokenizer": lambda: train_tokenizers(scenes().captions, out),
         "clip": lambda: train_clip(scenes(), out, steps=steps, decay=decay),
