@@ -87,7 +87,7 @@ class Pipeline:
         """Open a model of the catalogue, a local folder or a local `.safetensors` file; `optimize` compiles what CUDA gains from (nothing elsewhere).
 
         `vae` (a folder or file) takes the place of its autoencoder; `translator` (a name, a folder or an open one) that of the one its row names;
-        `adapter` (a file of `jpgen train adapter`; else that of the part `pairing`) pairs another text encoder with it. `route` is one of `jpgen.routes.ROUTES`.
+        `adapter` (a file of `jpgen train adapter`; else its part `pairing`) pairs another encoder with it. `route` is one of `jpgen.routes.ROUTES`.
         Names of LoRAs and embeddings are looked up in their folders (else $JPGEN_LORAS and $JPGEN_EMBEDDINGS, else folders in $XDG_DATA_HOME/jpgen).
 
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.

@@ -2,8 +2,9 @@
 
 python -m jpgen.evaluate.bench_pairing [--model NAME] [--adapter FILE] [--prompts FILE] [--seeds N] [--limit N] [--json OUT] [--sheet OUT.png]
 
-Four arms draw the same prompts from the same seeds: English as the oracle, Japanese by the adapter, Japanese translated, Japanese as it is (the control).
-The judge must choose among what the model learnt. Besides: the noise gap and the recall of the states (`jpgen.evaluate.pairing`) on fresh captions.
+Four arms draw the same prompts from the same seeds: English as the oracle, Japanese by the adapter, Japanese translated, Japanese as it is (the
+control). The judge must choose among what the prompts name. Besides: the noise gap and the recall of the states (`jpgen.evaluate.pairing`) on fresh
+captions.
 """
 
 from __future__ import annotations
@@ -43,9 +44,13 @@ ARMS = {"english": "英語 / English", "adapter": "アダプタ / adapter", "tra
 """Arm -> its label; the first is what the others are compared with."""
 
 ROWS = {
-    "object": ("もの 1位 / object top-1", 0.05), "color": ("色 / colour", 0.07), "count": ("個数 / count", 0.07),
-    "left_right": ("左右 / place: left, right", 0.07), "background": ("背景 / place: background", 0.07), "culture": ("日本のもの / culture words", None),
-}  # fmt: skip
+    "object": ("もの 1位 / object top-1", 0.05),
+    "color": ("色 / colour", 0.07),
+    "count": ("個数 / count", 0.07),
+    "left_right": ("左右 / place: left, right", 0.07),
+    "background": ("背景 / place: background", 0.07),
+    "culture": ("日本のもの / culture words", None),
+}
 """Figure of `score` -> its label, and how far the adapter may stay behind English (None: at least the translation)."""
 
 GAP, RECALL = 0.30, 0.90
@@ -201,7 +206,7 @@ def sheet(pictures: dict[str, list[Image.Image]], side: int = 128, across: int =
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench; 0 when it ran, 2 for bad input or a file that cannot be read or written."""
-    parser = argparse.ArgumentParser(prog="python -m jpgen.evaluate.bench_pairing", description="日本語が英語にどこまで近づくかを測る / measure pairing")
+    parser = argparse.ArgumentParser(prog="python -m jpgen.evaluate.bench_pairing", description="日本語は英語にどこまで近いか / measure pairing")
     parser.add_argument("--model", default=MODEL, help="英語だけのモデル / a model of English alone (%(default)s)")
     parser.add_argument("--adapter", type=Path, metavar="FILE", help="アダプタ（省くと内蔵） / the adapter, else the model's own")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, metavar="FILE", help=f"TSV ({PROMPTS})")

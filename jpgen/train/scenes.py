@@ -125,8 +125,8 @@ Box = tuple[int, int, int]
 class Staging:
     """What scenes may show, by keys (none: all there is), and how often; the default is mame's.
 
-    `said`, `styled` and `tinted` are the shares with a background, a style and (of the things) a colour. `layouts` are shares too. `places` gives the
-    layouts where things stand: for each one or more ways, of which one is drawn, and in a way the boxes of every thing; without it they are scattered.
+    `said`, `styled` and `tinted` are the shares with a background, a style and (of the things) a colour. `layouts` are shares too. `places` tells
+    where things stand: for a layout one or more ways, of which one is drawn, and in a way the boxes of every thing; without it they are scattered.
     """
 
     things: tuple[str, ...] = ()

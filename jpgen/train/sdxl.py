@@ -1,9 +1,9 @@
 """Train mame-sdxl: a small Stable Diffusion XL that learnt English captions alone, the stand-in for every English backbone.
 
-It has SDXL's own layout, and mame's autoencoder; its pictures have 128 pixels and show what `stagings/mame-sdxl.toml` lists. Four stages: `latents`,
-scenes as latents; `tokenizer`, CLIP's byte-level BPE with merges of the English captions; `clip`, two text encoders, each contrastively (Radford et al.
-2021, arXiv 2103.00020) against one tower that reads latents; `unet`, the denoiser, on v-prediction (Salimans & Ho 2022, arXiv 2202.00512), which says
-more about the picture where there is much noise, with the two encoders frozen.
+It has SDXL's own layout, and mame's autoencoder; its pictures have 128 pixels and show what `stagings/mame-sdxl.toml` lists. Stages: `latents`,
+scenes as latents; `tokenizer`, CLIP's byte-level BPE with merges of the English captions; `clip`, two text encoders, each contrastively (Radford et
+al. 2021, arXiv 2103.00020) against one tower that reads latents; `unet`, the denoiser, with the two encoders frozen, on v-prediction (Salimans & Ho
+2022, arXiv 2202.00512), which says more about the picture where there is much noise; `ceiling`, what the judge reads of real scenes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SHARD = 5_000
 CHANNELS, CELLS = 16, SIDE // 16
 """Channels and side of the latents of a picture of `SIDE` pixels."""
 
-TEXT_LENGTH = 32
+TEXT_LENGTH = 24
 VOCABULARY = 1024
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What CLIP's tokenizer takes for a word."""
