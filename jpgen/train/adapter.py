@@ -23,6 +23,7 @@ from jpgen.backbones.denoising import random_noise
 from jpgen.encoders.adapted import open_source, probe
 from jpgen.encoders.pairing import Pairing, PairingSpec, new_network, paired, save_pairing
 from jpgen.errors import IncompatibleError, SettingError, TrainingDataError
+from jpgen.evaluate.pairing import stacked
 from jpgen.lora import DENOISER
 from jpgen.models import open_model
 from jpgen.protocols import AdaptableBackbone, TextEncoder
@@ -47,7 +48,8 @@ class Recipe:
 
     `encoder` and `backbone` are models; `kind`, `hidden`, `layers`, `length` the network (see `PairingSpec`; length 0: the teacher's). A step takes
     `batch` pairs `accumulate` times; `english` of them have English on the student's side too, `empty` of them no text. The learning rate rises
-    over `warm_up` steps and falls to zero by a cosine. Latents are `latent_side` wide. `losses` see `LossWeights`.
+    over `warm_up` steps and falls to zero by a cosine. Latents are `latent_side` wide. `losses` see `LossWeights`; only every `noise_every`-th batch
+    asks the backbone. States of up to `remember` texts a side are kept instead of computed again.
     """
 
     encoder: str
@@ -65,6 +67,8 @@ class Recipe:
     english: float = 0.25
     empty: float = 0.1
     latent_side: int = 16
+    noise_every: int = 1
+    remember: int = 0
     save_every: int = 100
     losses: LossWeights = field(default_factory=LossWeights)
 
@@ -104,7 +108,7 @@ class Teacher:
         if not isinstance(backbone, AdaptableBackbone):
             raise IncompatibleError(f"{entry.name} の中は見られません / the parts of {entry.name} cannot be reached: no adapter can learn from it")
         self.backbone: Any = backbone
-        self.encoder = open_source(model)
+        self.encoder: TextEncoder = open_source(model)
         self.backbone.modules[DENOISER].requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
@@ -122,6 +126,30 @@ def states_of(encoder: TextEncoder, texts: Sequence[str], device: torch.device |
     return Conditioning(
         made.tokens.clone().to(device), made.mask.clone().to(device), None if made.pooled is None else made.pooled.clone().to(device)
     )
+
+
+class Remembering:
+    """An encoder that keeps what it said, of up to `most` texts (fp32, without filling): for texts that come again and again."""
+
+    def __init__(self, encoder: TextEncoder, most: int) -> None:
+        self.name, self.spec = encoder.name, encoder.spec
+        self._encoder, self._most = encoder, most
+        self._known: dict[str, Conditioning] = {}
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """What the encoder says, filled with masked zeros to the longest."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        said = dict(zip(fresh, _rows(self._encoder.encode(fresh)), strict=True)) if fresh else {}
+        made = stacked([said[text] if text in said else self._known[text] for text in texts])
+        self._known.update(list(said.items())[: max(0, self._most - len(self._known))])
+        return made
+
+
+def _rows(states: Conditioning) -> list[Conditioning]:
+    """Each row by itself, without the filling at its end."""
+    ends = [int(mask.nonzero().max()) + 1 if mask.any() else 1 for mask in states.mask]
+    rows = [states.rows(n, n + 1) for n in range(len(ends))]
+    return [Conditioning(row.tokens[:, :end].clone(), row.mask[:, :end].clone(), row.pooled) for row, end in zip(rows, ends, strict=True)]
 
 
 def spec_of(recipe: Recipe, encoder: TextEncoder, teacher: Teacher) -> PairingSpec:
@@ -157,7 +185,8 @@ def train_adapter(recipe: Recipe, pairs: Sequence[Pair], out: Path, *, sources: 
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     accelerator = Accelerator(gradient_accumulation_steps=recipe.accumulate)
-    encoder, teacher = open_source(recipe.encoder), Teacher(recipe.backbone)
+    encoder, teacher = Remembering(open_source(recipe.encoder), recipe.remember), Teacher(recipe.backbone)
+    teacher.encoder = Remembering(teacher.encoder, recipe.remember)
     teacher.to(accelerator.device)
     spec = spec_of(recipe, encoder, teacher)
     network = new_network(spec)
@@ -206,9 +235,9 @@ def step_losses(
     shape = (recipe.batch, teacher.channels(), recipe.latent_side, recipe.latent_side)
     noisy, times = random_noise(shape, torch.Generator().manual_seed(number))
     dtype = teacher.backbone.modules[DENOISER].dtype
-    return distilled(
-        teacher.backbone, student, states_of(teacher.encoder, meant, device), recipe.losses, norms, noisy.to(device, dtype), times.to(device)
-    )
+    weights = recipe.losses if number % recipe.noise_every == 0 else replace(recipe.losses, noise=0.0, features=0.0)
+    wanted = states_of(teacher.encoder, meant, device)
+    return distilled(teacher.backbone, student, wanted, weights, norms, noisy.to(device, dtype), times.to(device))
 
 
 def teacher_norms(teacher: Teacher, pairs: Sequence[Pair], recipe: Recipe) -> Tensor:

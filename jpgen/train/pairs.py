@@ -23,7 +23,7 @@ from jpgen.train.sprites import Drawing
 
 Pair = tuple[str, str]
 
-SCENES = range(80_000_000, 80_020_000)
+SCENES = range(80_000_000, 80_010_000)
 """Seeds of the scenes whose captions are pairs."""
 
 ART = ("noto", "fluent")

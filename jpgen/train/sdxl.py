@@ -69,7 +69,7 @@ UNET: dict[str, Any] = {
 BETAS = {name: SCHEDULE[name] for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")} | {"prediction_type": "v_prediction"}
 BATCH = {"clip": 128, "unet": 64}
 EMPTY = 0.1
-WARM_UP = 100
+WARM_UP = 50
 LEARNING_RATE = {"clip": 1e-3, "unet": 2e-3}
 EMA_DECAY = 0.998
 SAVE_EVERY = 100
@@ -284,11 +284,11 @@ def write_text_encoders(towers: Towers, out: Path) -> None:
     save_weights(out / "latent_tower.safetensors", {**towers.tower.state_dict(), **{f"heads.{k}": v for k, v in towers.heads.state_dict().items()}})
 
 
-def train_unet(scenes: CaptionedLatents, out: Path, *, steps: int, decay: int = 0, compiled: bool = True) -> None:
+def train_unet(scenes: CaptionedLatents, out: Path, *, steps: int, decay: int = 0, compiled: bool = False) -> None:
     """Write `out/unet`, `out/scheduler` and `out/model_index.json`; the last `decay` steps anneal and are not kept in the checkpoint."""
     encoder = sdxl_encoder.load(out)
     torch.manual_seed(0)
-    unet = new_unet()
+    unet = new_unet().to(memory_format=torch.channels_last)
     average = copy.deepcopy(unet).requires_grad_(False)
     optimizer = Optimizer(unet)
     done = _resume(out / "unet.pt", {"model": unet, "average": average, "optimizer": optimizer})

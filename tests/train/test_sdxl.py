@@ -46,7 +46,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(out: Path, stage: str, steps: int = 2) -> None:
     if stage == "unet":
-        sdxl.train_unet(MadeUp(out, out), out, steps=steps, compiled=False)
+        sdxl.train_unet(MadeUp(out, out), out, steps=steps)
     else:
         sdxl.run_stage(stage, out, out, steps=steps)
 
