@@ -23,13 +23,13 @@ from jpgen.backbones.denoising import random_noise
 from jpgen.encoders.adapted import open_source, probe
 from jpgen.encoders.pairing import Pairing, PairingSpec, new_network, paired, save_pairing
 from jpgen.errors import IncompatibleError, SettingError, TrainingDataError
-from jpgen.evaluate.pairing import stacked
 from jpgen.lora import DENOISER
 from jpgen.models import open_model
 from jpgen.protocols import AdaptableBackbone, TextEncoder
 from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.distillation import LossWeights, distilled, position_norms
 from jpgen.train.pairs import Pair, split
+from jpgen.train.remembering import Remembering
 from jpgen.types import Conditioning
 
 if sys.version_info >= (3, 11):
@@ -126,30 +126,6 @@ def states_of(encoder: TextEncoder, texts: Sequence[str], device: torch.device |
     return Conditioning(
         made.tokens.clone().to(device), made.mask.clone().to(device), None if made.pooled is None else made.pooled.clone().to(device)
     )
-
-
-class Remembering:
-    """An encoder that keeps what it said, of up to `most` texts (fp32, without filling): for texts that come again and again."""
-
-    def __init__(self, encoder: TextEncoder, most: int) -> None:
-        self.name, self.spec = encoder.name, encoder.spec
-        self._encoder, self._most = encoder, most
-        self._known: dict[str, Conditioning] = {}
-
-    def encode(self, texts: Sequence[str]) -> Conditioning:
-        """What the encoder says, filled with masked zeros to the longest."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
-        said = dict(zip(fresh, _rows(self._encoder.encode(fresh)), strict=True)) if fresh else {}
-        made = stacked([said[text] if text in said else self._known[text] for text in texts])
-        self._known.update(list(said.items())[: max(0, self._most - len(self._known))])
-        return made
-
-
-def _rows(states: Conditioning) -> list[Conditioning]:
-    """Each row by itself, without the filling at its end."""
-    ends = [int(mask.nonzero().max()) + 1 if mask.any() else 1 for mask in states.mask]
-    rows = [states.rows(n, n + 1) for n in range(len(ends))]
-    return [Conditioning(row.tokens[:, :end].clone(), row.mask[:, :end].clone(), row.pooled) for row, end in zip(rows, ends, strict=True)]
 
 
 def spec_of(recipe: Recipe, encoder: TextEncoder, teacher: Teacher) -> PairingSpec:

@@ -37,6 +37,7 @@ from jpgen.train.captions import caption
 from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.judge import CEILING_SEED, asked, facts_of
 from jpgen.train.latents import BACKBONE_ART, LANGUAGES
+from jpgen.train.remembering import Remembering
 from jpgen.train.scenes import Scene, Stage, plan, read_staging, render
 from jpgen.train.sprites import load_sprites
 from jpgen.types import Conditioning
@@ -60,7 +61,7 @@ WIDTHS = (128, 192)
 
 TEXT_LAYERS = 3
 UNET: dict[str, Any] = {
-    "sample_size": CELLS, "in_channels": CHANNELS, "out_channels": CHANNELS, "block_out_channels": (96, 192), "layers_per_block": 1,
+    "sample_size": CELLS, "in_channels": CHANNELS, "out_channels": CHANNELS, "block_out_channels": (64, 128), "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     "transformer_layers_per_block": (1, 1), "attention_head_dim": (2, 4), "use_linear_projection": True, "addition_embed_type": "text_time",
     "addition_time_embed_dim": 32,
@@ -286,7 +287,7 @@ def write_text_encoders(towers: Towers, out: Path) -> None:
 
 def train_unet(scenes: CaptionedLatents, out: Path, *, steps: int, decay: int = 0, compiled: bool = False) -> None:
     """Write `out/unet`, `out/scheduler` and `out/model_index.json`; the last `decay` steps anneal and are not kept in the checkpoint."""
-    encoder = sdxl_encoder.load(out)
+    encoder = Remembering(sdxl_encoder.load(out), len(scenes.captions))
     torch.manual_seed(0)
     unet = new_unet().to(memory_format=torch.channels_last)
     average = copy.deepcopy(unet).requires_grad_(False)

@@ -16,6 +16,7 @@ from jpgen.train import adapter
 from jpgen.train.adapter import FILE, Recipe, read_recipe, train_adapter
 from jpgen.train.distillation import LossWeights, position_norms, state_loss
 from jpgen.train.pairs import lexicon_pairs, read_pairs, split
+from jpgen.train.remembering import Remembering
 from jpgen.types import Conditioning
 
 COLORS = {"赤い": "red", "青い": "blue"}
@@ -80,7 +81,7 @@ def test_what_an_encoder_said_is_kept_and_the_same(tmp_path: Path) -> None:
             asked.append(list(texts))
             return encoder.encode(texts)
 
-    remembering = adapter.Remembering(Counting(), 2)
+    remembering = Remembering(Counting(), 2)
     for _ in range(2):
         for texts in (["赤い猫", "船"], ["船", "", "青い犬"]):
             got, wanted = remembering.encode(texts), encoder.encode(texts)
