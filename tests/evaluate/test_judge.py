@@ -67,7 +67,7 @@ def test_a_judge_of_fewer_chooses_the_likeliest_of_them():
     torch.testing.assert_close(part["second"], whole["second"][:, [5, 1, 6]])
     torch.testing.assert_close(part["layout"], whole["layout"])
     assert {reading.first for reading in fewer.read(pictures(6))} <= {"🗻", "🐕"} and judge.config == CONFIG
-    with pytest.raises(ValueError, match="🚗|tuple"):
+    with pytest.raises(ValueError, match="not in"):
         judge.among(things=["🚗"], colors=[], backgrounds=[])
 
 
