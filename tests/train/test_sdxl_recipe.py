@@ -1,4 +1,4 @@
-"""The first steps of the recipe for real SDXL on its full width: a random U-Net of SDXL's own config (2.57 G parameters, bf16, 5 GB), latents of 16 × 16."""
+"""The first steps of the recipe for real SDXL at full width: a random U-Net of SDXL's own config (2.57 G parameters, 5 GB), 16 × 16 latents."""
 
 import json
 from dataclasses import replace
