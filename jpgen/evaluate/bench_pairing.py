@@ -1,6 +1,6 @@
 """Measure the pairing: how close Japanese comes to English on a model that learnt English alone.
 
-python -m jpgen.evaluate.bench_pairing [--model NAME] [--adapter FILE] [--prompts FILE] [--seeds N] [--limit N] [--json OUT] [--sheet OUT.png]
+python -m jpgen.evaluate.bench_pairing [--model NAME] [--adapter FILE] [--prompts FILE] [--seeds N] [--limit N] [--keep FOLDER] [--json OUT] …
 
 Four arms draw the same prompts from the same seeds: English as the oracle, Japanese by the adapter, Japanese translated, Japanese as it is (the
 control). The judge must choose among what the prompts name. Besides: the noise gap and the recall of the states (`jpgen.evaluate.pairing`) on fresh
@@ -24,6 +24,7 @@ from PIL import Image
 from jpgen.encoders.adapted import open_source
 from jpgen.errors import JpgenError, OutputError, PromptError
 from jpgen.evaluate.bench_mame import Question, read_questions
+from jpgen.evaluate.journal import Journal, key_of
 from jpgen.evaluate.judge import CEILING, Judge, Reading, score
 from jpgen.evaluate.pairing import noise_gaps, recall_at_1, stacked
 from jpgen.evaluate.statistics import Difference, bootstrap, paired
@@ -53,6 +54,7 @@ ROWS = {
 }
 """Figure of `score` -> its label, and how far the adapter may stay behind English (None: at least the translation)."""
 
+KEEP = Path("out") / "bench-pairing"
 GAP, RECALL = 0.30, 0.90
 """The noise gap that is allowed at most, the recall that is wanted at least."""
 
@@ -65,6 +67,7 @@ class Answer:
     arm: str
     seed: int
     reading: Reading
+    picture: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,29 @@ def open_arms(model: str, adapter: Path | None) -> dict[str, Pipeline]:
     return {"english": own, "adapter": paired_up, "translate": own.with_translator("mame-ja-en"), "raw": own}
 
 
-def draw(arms: dict[str, Pipeline], questions: Sequence[Question], seeds: Sequence[int]) -> Iterator[tuple[Question, str, int, Image.Image]]:
-    """A picture of every question by every arm from every seed."""
+def drawn(arms: dict[str, Pipeline], judge: Judge, questions: Sequence[Question], seeds: Sequence[int], journal: Journal) -> Iterator[Answer]:
+    """What the judge reads of every question by every arm from every seed; what the journal holds is not drawn again."""
     for seed in seeds:
         for start in range(0, len(questions), BATCH):
-            batch = questions[start : start + BATCH]
             for arm, pipeline in arms.items():
-                texts = [question.en if arm == "english" else question.ja for question in batch]
-                for question, made in zip(batch, pipeline.generate_many(texts, seed=seed), strict=True):
-                    yield question, arm, seed, made.image
+                batch = {key_of_answer(pipeline, arm, question, seed): question for question in questions[start : start + BATCH]}
+                absent = {key: question for key, question in batch.items() if key not in journal.rows}
+                if absent:
+                    texts = [question.en if arm == "english" else question.ja for question in absent.values()]
+                    images = [made.image for made in pipeline.generate_many(texts, seed=seed)]
+                    for key, image, reading in zip(absent, images, judge.read(images), strict=True):
+                        image.save(journal.picture(key))
+                        journal.write(key, **asdict(reading))
+                for key, question in batch.items():
+                    told = {name: tuple(value) if isinstance(value, list) else value for name, value in journal.rows[key].items() if name != "key"}
+                    yield Answer(question, arm, seed, Reading(**told), journal.picture(key))
+
+
+def key_of_answer(pipeline: Pipeline, arm: str, question: Question, seed: int) -> str:
+    """What names a picture: the weights, the adapter, the settings, the words and the seed."""
+    behind = asdict(pipeline.pairing) if pipeline.pairing else {}
+    words = question.en if arm == "english" else question.ja
+    return key_of(model=pipeline.info.weights_hash, adapter=behind, settings=asdict(pipeline.config()), arm=arm, words=words, seed=seed)
 
 
 def tabulate(answers: Sequence[Answer], ceiling: dict[str, float]) -> list[Figure]:
@@ -213,7 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--captions", type=Path, default=CAPTIONS, metavar="FILE", help=f"TSV ({CAPTIONS})")
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="一つの文からの枚数 / pictures of a prompt by each arm (%(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="N 題だけ、全体から均等に / only N prompts, evenly from the whole file")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="図表と読み取りの記録 / figures and readings as JSON")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="今回描く経路。表は全部そろってから / draw only these now")
+    parser.add_argument("--keep", type=Path, default=KEEP, metavar="FOLDER", help="絵と読みを置き、続きから / pictures and readings (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="図表の記録 / figures as JSON")
     parser.add_argument("--sheet", type=Path, metavar="OUT.png", help="最初のシードの一覧 / contact sheet of the first seed")
     options = parser.parse_args(arguments)
     try:
@@ -235,13 +254,14 @@ def run(options: argparse.Namespace) -> None:
     captions, judge = read_captions(options.captions), fitted_judge(read_questions(options.prompts))
     arms = open_arms(options.model, options.adapter)
     answers: list[Answer] = []
-    pictures: dict[str, list[Image.Image]] = {arm: [] for arm in ARMS}
-    for question, arm, seed, image in draw(arms, questions, range(SEED, SEED + options.seeds)):
-        answers.append(Answer(question, arm, seed, judge.read([image])[0]))
-        if seed == SEED:
-            pictures[arm].append(image)
-        print(f"\r{len(answers)}/{len(questions) * len(arms) * options.seeds}", end="", file=sys.stderr, flush=True)
+    chosen = {arm: arms[arm] for arm in options.arms}
+    for answer in drawn(chosen, judge, questions, range(SEED, SEED + options.seeds), Journal(options.keep)):
+        answers.append(answer)
+        print(f"\r{len(answers)}/{len(questions) * len(chosen) * options.seeds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+    if len(chosen) < len(ARMS):
+        print(f"{options.keep}: {', '.join(chosen)} まで。残りの経路のあとで表になります / drawn; the table comes with the other arms")
+        return
     figures = tabulate(answers, read_ceiling(options.model))
     states = measure_states(arms, options.model, captions)
     info = arms["adapter"].info
@@ -250,11 +270,11 @@ def run(options: argparse.Namespace) -> None:
         print(f"{ARMS[arm]}: noise gap {told_of['noise_gap']:.3f} (≤ {GAP}), R@1 of {len(captions)} {told_of['recall']:.3f} (≥ {RECALL})")
     try:
         if options.json:
-            readings = [{"id": a.question.id, "arm": a.arm, "seed": a.seed, "reading": asdict(a.reading)} for a in answers]
-            report = {"model": asdict(info), "figures": [asdict(f) for f in figures], "states": states, "readings": readings}
+            report = {"model": asdict(info), "adapter": str(arms["adapter"].pairing), "figures": [asdict(f) for f in figures], "states": states}
             options.json.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
         if options.sheet:
-            sheet(pictures).save(options.sheet)
+            first = [answer for answer in answers if answer.seed == SEED]
+            sheet({arm: [Image.open(one.picture) for one in first if one.arm == arm] for arm in ARMS}).save(options.sheet)
     except (OSError, ValueError) as error:
         raise OutputError(f"書き込めません / cannot write: {error}") from error
 
