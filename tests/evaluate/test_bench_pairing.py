@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jpgen.backbones import sdxl as sdxl_backbone
 from jpgen.encoders import sdxl
 from jpgen.errors import PromptError
 from jpgen.evaluate.bench_mame import Question, read_questions
-from jpgen.evaluate.bench_pairing import ARMS, CAPTIONS, PROMPTS, Answer, fitted_judge, main, read_captions, sheet, table, tabulate, zeros
+from jpgen.evaluate.bench_pairing import ARMS, CAPTIONS, PROMPTS, Answer, drawn, fitted_judge, main, read_captions, sheet, table, tabulate, zeros
+from jpgen.evaluate.journal import Journal
 from jpgen.evaluate.judge import CULTURE, Facts, Reading
+from jpgen.pipeline import Pipeline
+from jpgen.types import ModelInfo
 
 ROOT = Path(__file__).parents[2]
 CAT = Question("object-01", "object", "赤い猫", "a red cat", Facts(first="🐈", color="red"))
@@ -52,6 +56,17 @@ def test_the_judge_chooses_among_what_the_prompts_name() -> None:
     reading = judge.read([Image.new("RGB", (128, 128), "white")])[0]
     assert reading.first in judge.config.things and reading.background in judge.config.backgrounds
     assert sum(question.facts.first in CULTURE for question in questions) >= 60
+
+
+def test_what_was_drawn_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = ModelInfo("toy", "1", "MIT", "0123456789")
+    own = Pipeline.from_parts(sdxl.toy(), sdxl_backbone.toy(), info, route="raw", batch_size=2)
+    arms, judge = {"english": own, "raw": own}, fitted_judge([CAT, TORII])
+    first = list(drawn(arms, judge, [CAT, TORII], [1], Journal(tmp_path)))
+    assert [(one.arm, one.question.id) for one in first] == [(arm, question.id) for arm in arms for question in (CAT, TORII)]
+    assert all(one.picture.is_file() for one in first) and len({one.picture.read_bytes() for one in first}) == 4
+    monkeypatch.setattr(Pipeline, "generate_many", lambda *_args, **_kwargs: pytest.fail("drawn again"))
+    assert list(drawn(arms, judge, [CAT, TORII], [1], Journal(tmp_path))) == first
 
 
 def test_captions_are_read_and_no_two_say_the_same(tmp_path: Path) -> None:

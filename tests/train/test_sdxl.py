@@ -85,11 +85,12 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path) -> None:
             torch.testing.assert_close(states[1]["model"][name], value, msg=name)
 
 
-def test_the_contrastive_loss_falls(tmp_path: Path) -> None:
+def test_the_contrastive_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdxl, "BATCH", {"clip": 12})
     run(tmp_path, "tokenizer")
-    run(tmp_path, "clip", 60)
+    run(tmp_path, "clip", 80)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "clip.jsonl").read_text().splitlines()]
-    assert losses[-1] < 0.8 * np.log(4)
+    assert np.mean(losses[-2:]) < 0.6 * np.log(12)
 
 
 def test_nothing_said_is_zeros_in_training_too(tmp_path: Path) -> None:
