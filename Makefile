@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run demo test test-browser test-notebooks bench-demo lint bench-mame bench-merge bench-speed bench-prompt bench-t2i bench-translate wheel clean
+.PHONY: setup run demo test test-browser test-notebooks bench-demo lint bench-mame bench-merge bench-speed bench-prompt bench-t2i bench-translate bench-pairing wheel clean
 
 setup: .venv/.ready
 
@@ -40,7 +40,7 @@ lint: setup
 	$(BIN)/mypy jpgen demo
 	$(BIN)/lint-imports
 
-bench-mame bench-merge bench-speed bench-prompt bench-t2i bench-translate: setup
+bench-mame bench-merge bench-speed bench-prompt bench-t2i bench-translate bench-pairing: setup
 	$(BIN)/python -m jpgen.evaluate.$(subst -,_,$@)
 
 wheel: setup

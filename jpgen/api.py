@@ -132,7 +132,8 @@ def load_generation(
     """
     settings = read_settings(Path(path))
     given = Sources(init, tuple(controls)).repeating(settings.inputs)
-    pipeline = opened(model or settings.model, vae=vae, adapter=adapter)
+    route = settings.route if settings.route in ("raw", "translate") else "auto"  # the model may have an adapter of its own
+    pipeline = opened(model or settings.model, vae=vae, adapter=adapter, route=route)
     require_pairing(pipeline, settings.adapters, path)
     if model is None and pipeline.info.weights_hash != settings.weights_hash:
         raise MetadataError(

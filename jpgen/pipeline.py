@@ -86,7 +86,7 @@ class Pipeline:
         """Open a model of the catalogue, a local folder or a local `.safetensors` file; `optimize` compiles what CUDA gains from (nothing elsewhere).
 
         `vae` (a folder or file) takes the place of its autoencoder; `translator` (a name, a folder or an open one) that of the one its row names;
-        `adapter` (a file of `jpgen train adapter`) pairs another text encoder with it. `route` is one of `jpgen.routes.ROUTES`.
+        `adapter` (a file of `jpgen train adapter`; else its part `pairing`) pairs another encoder with it. `route` is one of `jpgen.routes.ROUTES`.
         Names of LoRAs and embeddings are looked up in their folders (else $JPGEN_LORAS and $JPGEN_EMBEDDINGS, else folders in $XDG_DATA_HOME/jpgen).
 
         Raises UnknownNameError, LicenseError (terms not accepted yet: see `jpgen models accept`), WeightsError or IncompatibleError.
@@ -96,6 +96,8 @@ class Pipeline:
         if vae is not None:
             entry, self.vae_hash = with_vae(entry, vae), file_hash(Path(vae))
         backbone = load_backbone(entry, optimize=optimize)
+        if adapter is None and "pairing" in entry.parts:
+            adapter = entry.folder / str(entry.parts["pairing"])
         wish = translator if translator is not None else str(entry.parts["translator"]) if "translator" in entry.parts else None
         builtin = wish is None and (entry.route != "native" or route == "translate")
         chosen = choose_route(route, entry.route, entry.name, adapter=adapter is not None, translator=builtin or bool(wish))

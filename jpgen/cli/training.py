@@ -33,18 +33,18 @@ def train_mame_command(stage: str, data: Path, out: Path, steps: int, decay: int
 
 
 @train_group.command("sdxl")
-@click.option("--stage", required=True, help="tokenizer, clip, unet")
+@click.option("--stage", required=True, help="latents, tokenizer, clip, unet, ceiling")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="スプライトの置き場 / sprites")
-@click.option("--latents", type=click.Path(path_type=Path), default=Path("train/mame/latents"), show_default=True, help="mame のシャード / shards")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/mame-sdxl"), show_default=True, help="モデルの置き場 / its folder")
 @click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
 @click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
+@click.option("--shards", type=int, default=4, show_default=True, help="シャード数（一つ五千場面） / shards of 5,000 scenes")
 @explained
-def train_sdxl_command(stage: str, data: Path, latents: Path, out: Path, steps: int, decay: int) -> None:
+def train_sdxl_command(stage: str, data: Path, out: Path, steps: int, decay: int, shards: int) -> None:
     """英語だけを読む小さな SDXL、mame-sdxl を学習します / train mame-sdxl, a small SDXL that reads English alone, resumable."""
     from jpgen.train import sdxl
 
-    sdxl.run_stage(stage, data, latents, out, steps=steps, decay=decay)
+    sdxl.run_stage(stage, data, out, steps=steps, decay=decay, shards=shards)
 
 
 @train_group.command("adapter")
@@ -52,13 +52,13 @@ def train_sdxl_command(stage: str, data: Path, latents: Path, out: Path, steps: 
 @click.option("--encoder", default="", help="日本語を読むエンコーダのモデル / the model whose encoder reads Japanese")
 @click.option("--backbone", default="", help="英語を学んだモデル / the model that learnt English")
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, help="対訳の TSV（日本語<TAB>英語、何度でも） / pairs of texts")
-@click.option("--scenes", type=click.Path(path_type=Path), help="スプライトの置き場（場面の説明文も使う） / sprites: captions of scenes, too")
+@click.option("--scenes", help="場面の説明文も使う: mame、mame-sdxl / captions of the scenes of this staging, too")
 @click.option("--lexicon/--no-lexicon", default=True, show_default=True, help="辞書も使う / the lexicon, too")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/adapter"), show_default=True, help="置き場 / where it goes")
 @click.option("--steps", type=int, default=0, help="通算のステップ数（省くとレシピのもの） / steps in all, else the recipe's")
 @explained
 def train_adapter_command(
-    recipe: str, encoder: str, backbone: str, data: tuple[Path, ...], scenes: Path | None, lexicon: bool, out: Path, steps: int
+    recipe: str, encoder: str, backbone: str, data: tuple[Path, ...], scenes: str | None, lexicon: bool, out: Path, steps: int
 ) -> None:
     """日本語のエンコーダと英語のモデルをつなぐアダプタを学習します。RECIPE は同梱の名前（mame-sdxl、sdxl）か TOML / train an adapter, resumable."""
     from jpgen.train.adapter import read_recipe, train_adapter, with_pair
@@ -67,7 +67,7 @@ def train_adapter_command(
     pairs = [pair for file in data for pair in read_pairs(file)]
     pairs += lexicon_pairs() if lexicon else []
     pairs += scene_pairs(scenes, SCENES) if scenes else []
-    sources = [*(file.name for file in data), *(["lexicon"] if lexicon else []), *(["scenes"] if scenes else [])]
+    sources = [*(file.name for file in data), *(["lexicon"] if lexicon else []), *([f"scenes of {scenes}"] if scenes else [])]
     click.echo(f"{train_adapter(with_pair(read_recipe(recipe), encoder, backbone), pairs, out, sources=sources, steps=steps)}")
 
 

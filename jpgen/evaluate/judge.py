@@ -6,9 +6,10 @@ It has never seen a picture made by a model: `jpgen.train.judge` trains it on re
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -60,6 +61,10 @@ class JudgeConfig:
             "background": len(self.backgrounds),
             "style": len(self.styles),
         }
+
+
+HEADS = {"first": "things", "second": "things", "color": "colors", "background": "backgrounds", "style": "styles"}
+"""Head -> the names of its classes in the config, of those that have names there."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,19 @@ class Judge:
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(folder / WEIGHTS, self.network.state_dict(), bits=eight_bit_matrices)
         (folder / CONFIG).write_text(json.dumps(asdict(self.config), ensure_ascii=False, indent=1) + "\n", "utf-8")
+
+    def among(self, *, things: Sequence[str], colors: Sequence[str], backgrounds: Sequence[str], styles: Sequence[str] = ("",)) -> Judge:
+        """The same judge, which must choose among these (the colours and backgrounds beside "", of its own none); raises ValueError for others."""
+        named = {"things": tuple(things), "colors": ("", *colors), "backgrounds": ("", *backgrounds), "styles": tuple(styles)}
+        config = replace(self.config, **named)
+        rows = {head: [getattr(self.config, key).index(one) for one in named[key]] for head, key in HEADS.items()}
+        rows["second"].append(len(self.config.things))
+        network = copy.deepcopy(self.network)
+        for head, kept in rows.items():
+            linear = nn.Linear(self.network.heads[head].in_features, len(kept))
+            linear.load_state_dict({name: value[kept] for name, value in self.network.heads[head].state_dict().items()})
+            network.heads[head] = linear
+        return Judge(network.requires_grad_(False), config)
 
     @torch.inference_mode()
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:

@@ -29,6 +29,7 @@ from jpgen.protocols import AdaptableBackbone, TextEncoder
 from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.distillation import LossWeights, distilled, position_norms
 from jpgen.train.pairs import Pair, split
+from jpgen.train.remembering import Remembering
 from jpgen.types import Conditioning
 
 if sys.version_info >= (3, 11):
@@ -47,7 +48,8 @@ class Recipe:
 
     `encoder` and `backbone` are models; `kind`, `hidden`, `layers`, `length` the network (see `PairingSpec`; length 0: the teacher's). A step takes
     `batch` pairs `accumulate` times; `english` of them have English on the student's side too, `empty` of them no text. The learning rate rises
-    over `warm_up` steps and falls to zero by a cosine. Latents are `latent_side` wide. `losses` see `LossWeights`.
+    over `warm_up` steps and falls to zero by a cosine. Latents are `latent_side` wide. `losses` see `LossWeights`; only every `noise_every`-th batch
+    asks the backbone. States of up to `remember` texts a side are kept instead of computed again.
     """
 
     encoder: str
@@ -65,6 +67,8 @@ class Recipe:
     english: float = 0.25
     empty: float = 0.1
     latent_side: int = 16
+    noise_every: int = 1
+    remember: int = 0
     save_every: int = 100
     losses: LossWeights = field(default_factory=LossWeights)
 
@@ -104,7 +108,7 @@ class Teacher:
         if not isinstance(backbone, AdaptableBackbone):
             raise IncompatibleError(f"{entry.name} の中は見られません / the parts of {entry.name} cannot be reached: no adapter can learn from it")
         self.backbone: Any = backbone
-        self.encoder = open_source(model)
+        self.encoder: TextEncoder = open_source(model)
         self.backbone.modules[DENOISER].requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
@@ -157,7 +161,8 @@ def train_adapter(recipe: Recipe, pairs: Sequence[Pair], out: Path, *, sources: 
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     accelerator = Accelerator(gradient_accumulation_steps=recipe.accumulate)
-    encoder, teacher = open_source(recipe.encoder), Teacher(recipe.backbone)
+    encoder, teacher = Remembering(open_source(recipe.encoder), recipe.remember), Teacher(recipe.backbone)
+    teacher.encoder = Remembering(teacher.encoder, recipe.remember)
     teacher.to(accelerator.device)
     spec = spec_of(recipe, encoder, teacher)
     network = new_network(spec)
@@ -206,9 +211,9 @@ def step_losses(
     shape = (recipe.batch, teacher.channels(), recipe.latent_side, recipe.latent_side)
     noisy, times = random_noise(shape, torch.Generator().manual_seed(number))
     dtype = teacher.backbone.modules[DENOISER].dtype
-    return distilled(
-        teacher.backbone, student, states_of(teacher.encoder, meant, device), recipe.losses, norms, noisy.to(device, dtype), times.to(device)
-    )
+    weights = recipe.losses if number % recipe.noise_every == 0 else replace(recipe.losses, noise=0.0, features=0.0)
+    wanted = states_of(teacher.encoder, meant, device)
+    return distilled(teacher.backbone, student, wanted, weights, norms, noisy.to(device, dtype), times.to(device))
 
 
 def teacher_norms(teacher: Teacher, pairs: Sequence[Pair], recipe: Recipe) -> Tensor:

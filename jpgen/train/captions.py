@@ -22,36 +22,44 @@ JAPANESE_PLURALS = frozenset({"sushi", "oden", "bento", "kadomatsu", "koinobori"
 """English words from Japanese that stay as they are in the plural."""
 
 
-def caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
-    """One caption of the scene in `language` ("ja" or "en"); the generator chooses the wording, never the facts."""
+Wording = np.random.Generator | None
+"""What chooses among words that say the same; None always takes the usual ones."""
+
+
+def caption(scene: Scene, language: str, rng: Wording) -> str:
+    """One caption of the scene in `language` ("ja" or "en"); the generator chooses the wording, never the facts (None: the usual words)."""
     return _japanese(scene, rng) if language == "ja" else _english(scene, rng)
 
 
-def _pick(rng: np.random.Generator, *choices: str) -> str:
-    return choices[int(rng.integers(len(choices)))]
+def _pick(rng: Wording, *choices: str) -> str:
+    return choices[int(rng.integers(len(choices))) if rng else 0]
 
 
-def _word(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+def _chance(rng: Wording, share: float) -> bool:
+    return rng is not None and bool(rng.random() < share)
+
+
+def _word(rng: Wording, words: tuple[str, ...]) -> str:
     """The usual word half the time, else any."""
-    return words[0] if rng.random() < 0.5 else _pick(rng, *words)
+    return words[0] if _chance(rng, 0.5) else _pick(rng, *words)
 
 
 # --- Japanese ---------------------------------------------------------------------------------------------------------
 
 
-def _ja_thing(thing: Thing, rng: np.random.Generator) -> str:
+def _ja_thing(thing: Thing, rng: Wording) -> str:
     return (_word(rng, thing.color.ja) if thing.color else "") + _word(rng, thing.concept.ja)
 
 
-def _ja_number(count: int, counter: str, rng: np.random.Generator) -> str:
+def _ja_number(count: int, counter: str, rng: Wording) -> str:
     if counter == "人":
         return _pick(rng, f"{KANJI_DIGITS[count]}人", f"{count}人")
-    if counter == "つ" or (counter not in ANIMATE_COUNTERS and rng.random() < 0.3):
+    if counter == "つ" or (counter not in ANIMATE_COUNTERS and _chance(rng, 0.3)):
         return f"{KANJI_DIGITS[count]}つ"
     return _pick(rng, KANJI_DIGITS[count], str(count), FULL_WIDTH_DIGITS[count], str(count)) + counter
 
 
-def _ja_core(scene: Scene, rng: np.random.Generator) -> str:
+def _ja_core(scene: Scene, rng: Wording) -> str:
     first = _ja_thing(scene.things[0], rng)
     if scene.layout == "count":
         number = _ja_number(scene.count, scene.things[0].concept.counter, rng)
@@ -71,7 +79,7 @@ def _ja_core(scene: Scene, rng: np.random.Generator) -> str:
     return _pick(rng, f"{second}の前に{first}", f"{first}の後ろに{second}", f"手前に{first}、奥に{second}")
 
 
-def _japanese(scene: Scene, rng: np.random.Generator) -> str:
+def _japanese(scene: Scene, rng: Wording) -> str:
     text = _ja_core(scene, rng)
     if scene.background.key:
         place = _word(rng, scene.background.ja)
@@ -88,7 +96,7 @@ def _japanese(scene: Scene, rng: np.random.Generator) -> str:
     if scene.style.key:
         style = _word(rng, scene.style.ja)
         text = _pick(rng, f"{style}の{text}", f"{text}、{style}", f"{text}、{style}", f"{style}、{text}", f"{style}で描いた{text}")
-    return text + ("" if rng.random() < 0.92 else _pick(rng, "の絵", "のイラスト", "。"))
+    return text + (_pick(rng, "の絵", "のイラスト", "。") if rng is not None and not _chance(rng, 0.92) else "")
 
 
 # --- English ----------------------------------------------------------------------------------------------------------
@@ -122,12 +130,12 @@ def article(noun: str) -> str:
     return noun if _is_plural(noun) or noun.startswith(NO_ARTICLE) else _inflect().a(noun)
 
 
-def _en_thing(thing: Thing, rng: np.random.Generator, size: str = "") -> str:
+def _en_thing(thing: Thing, rng: Wording, size: str = "") -> str:
     noun = " ".join(part for part in (size, thing.color.en if thing.color else "", _word(rng, thing.concept.en)) if part)
-    return noun if rng.random() < 0.4 else article(noun)
+    return noun if _chance(rng, 0.4) else article(noun)
 
 
-def _en_core(scene: Scene, rng: np.random.Generator) -> str:
+def _en_core(scene: Scene, rng: Wording) -> str:
     if scene.layout == "count":
         thing = scene.things[0]
         color = f"{thing.color.en} " if thing.color else ""
@@ -147,7 +155,7 @@ def _en_core(scene: Scene, rng: np.random.Generator) -> str:
     return _pick(rng, f"{first} in front of {second}", f"{second} behind {first}")
 
 
-def _english(scene: Scene, rng: np.random.Generator) -> str:
+def _english(scene: Scene, rng: Wording) -> str:
     text = _en_core(scene, rng)
     if scene.background.key:
         place = _word(rng, scene.background.en)

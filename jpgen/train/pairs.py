@@ -18,13 +18,16 @@ from jpgen.errors import TrainingDataError
 from jpgen.prompt.lexicon import load_lexicon
 from jpgen.train.captions import caption
 from jpgen.train.latents import LANGUAGES
-from jpgen.train.scenes import Stage, plan
-from jpgen.train.sprites import load_sprites
+from jpgen.train.scenes import Stage, plan, read_staging
+from jpgen.train.sprites import Drawing
 
 Pair = tuple[str, str]
 
-SCENES = range(80_000_000, 80_020_000)
+SCENES = range(80_000_000, 80_010_000)
 """Seeds of the scenes whose captions are pairs."""
+
+ART = ("noto", "fluent")
+"""The drawings that captions know of: what stands for each thing, and what the style 3D asks for."""
 
 HELD_OUT = 40
 """Every so many-th pair, by the hash of its Japanese, is for measuring alone."""
@@ -67,15 +70,12 @@ def lexicon_pairs() -> list[Pair]:
     return [(entry.surface, entry.english) for entry in load_lexicon() if entry.english and entry.kind not in NOT_SHOWN]
 
 
-def scene_pairs(data: Path, seeds: Iterable[int]) -> list[Pair]:
-    """Captions of the renderer's scenes in both languages; `data` holds the sprites (jpgen train mame --stage art)."""
-    stage = Stage(load_sprites(data)[1])
+def scene_pairs(staging: str, seeds: Iterable[int]) -> list[Pair]:
+    """Captions of the scenes of a staging: Japanese in many words, English in the usual ones, so that what is meant alone decides what is learnt."""
+    told = read_staging(staging)
+    stage = Stage([Drawing(concept.emoji, art, 0) for concept in told.concepts() for art in ART], art=ART[:1], staging=told)
     ja, en = LANGUAGES
-    return [
-        (caption(scene, ja, np.random.default_rng((seed, 2))), caption(scene, en, np.random.default_rng((seed, 3))))
-        for seed in seeds
-        for scene in [plan(seed, stage)]
-    ]  # fmt: skip
+    return [(caption(scene, ja, np.random.default_rng((seed, 2))), caption(scene, en, None)) for seed in seeds for scene in [plan(seed, stage)]]
 
 
 def split(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair]]:

@@ -1,25 +1,31 @@
 """Scenes: pictures composed from sprites, each with the facts its caption tells and a judge can check.
 
 `plan(seed, drawings)` draws every choice of one scene from its seed (background, style, layout, things, colours); `render(scene, …)` paints it.
-The same seed gives the same scene for the same concepts and drawings.
+The same seed gives the same scene for the same concepts and drawings. A `Staging` says what scenes may show; the usual one is that of mame.
 """
 
 from __future__ import annotations
 
 import colorsys
 import csv
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 
 import numpy as np
 from PIL import Image
 
-from jpgen.errors import TrainingDataError
+from jpgen.errors import TrainingDataError, UnknownNameError
 from jpgen.train.backgrounds import BACKGROUNDS, Background
 from jpgen.train.sprites import Drawing
 from jpgen.train.styles import STYLES, Style
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 FLAT_ART = ("noto", "twemoji", "fluent-flat")
 """The art sets of scenes whose style asks for none."""
@@ -111,14 +117,63 @@ LAYOUTS = {"one": 0.42, "large": 0.06, "small": 0.06, "beside": 0.16, "above": 0
 """Layout -> share of the scenes."""
 
 
+Box = tuple[int, int, int]
+"""Centre and side of a thing in pixels: x, y, side."""
+
+
+@dataclass(frozen=True)
+class Staging:
+    """What scenes may show, by keys (none: all there is), and how often; the default is mame's.
+
+    `said`, `styled` and `tinted` are the shares with a background, a style and (of the things) a colour. `layouts` are shares too. `places` tells
+    where things stand: for a layout one or more ways, of which one is drawn, and in a way the boxes of every thing; without it they are scattered.
+    """
+
+    things: tuple[str, ...] = ()
+    backgrounds: tuple[str, ...] = ()
+    colors: tuple[str, ...] = ()
+    said: float = 0.68
+    styled: float = 0.3
+    tinted: float = 0.22
+    layouts: Mapping[str, float] = field(default_factory=lambda: LAYOUTS)
+    places: Mapping[str, Sequence[Sequence[Sequence[Sequence[int]]]]] = field(default_factory=dict)
+
+    def concepts(self) -> list[Concept]:
+        """Those that may appear; chosen ones all equally often."""
+        return [replace(concept, weight=1.0) for concept in concepts() if concept.emoji in self.things] if self.things else list(concepts())
+
+    def painters(self) -> list[Background]:
+        """The backgrounds that may be said."""
+        return [one for one in BACKGROUNDS[1:] if not self.backgrounds or one.key in self.backgrounds]
+
+    def palette(self) -> list[Color]:
+        """The colours a thing may be tinted with."""
+        return [color for color in COLORS if not self.colors or color.key in self.colors]
+
+
+MAME = Staging()
+
+
+def read_staging(name: str) -> Staging:
+    """The staging "mame", or one of `jpgen/train/stagings` by its name; raises UnknownNameError."""
+    files = {file.name.removesuffix(".toml"): file for file in (resources.files("jpgen.train") / "stagings").iterdir()}
+    if name not in ("mame", *files):
+        raise UnknownNameError.of("場面の決まり / staging", name, ("mame", *sorted(files)))
+    told = tomllib.loads(files[name].read_text("utf-8")) if name in files else {}
+    return Staging(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+
+
 class Stage:
     """The drawings that scenes may use, by emoji and art set, and the sampling weights of the concepts that have them."""
 
-    def __init__(self, drawings: Sequence[Drawing], *, among: Sequence[Concept] | None = None, art: Sequence[str] = FLAT_ART) -> None:
-        """Keep the concepts of `among` (default: `concepts()`) drawn in one of the sets `art`; raises TrainingDataError if none is left."""
+    def __init__(
+        self, drawings: Sequence[Drawing], *, among: Sequence[Concept] | None = None, art: Sequence[str] = FLAT_ART, staging: Staging = MAME
+    ) -> None:
+        """Keep the concepts of `among` (default: the staging's) drawn in one of the sets `art`; raises TrainingDataError if none is left."""
+        self.staging = staging
         self.art = tuple(art)
         self.rows: dict[tuple[str, str], Drawing] = {(d.emoji, d.art): d for d in drawings}
-        self.concepts = [c for c in (concepts() if among is None else among) if any((c.emoji, a) in self.rows for a in self.art)]
+        self.concepts = [c for c in (staging.concepts() if among is None else among) if any((c.emoji, a) in self.rows for a in self.art)]
         if not self.concepts:
             raise TrainingDataError(
                 f"{', '.join(art)} の絵がありません / "
@@ -139,23 +194,31 @@ class Stage:
 
 def plan(seed: int, stage: Stage) -> Scene:
     """All choices of the scene with this seed."""
-    rng = np.random.default_rng(seed)
-    background = BACKGROUNDS[int(rng.integers(1, len(BACKGROUNDS)))] if rng.random() < 0.68 else BACKGROUNDS[0]
-    style = STYLES[int(rng.integers(1, len(STYLES)))] if rng.random() < 0.3 else STYLES[0]
-    layout = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
+    rng, staging = np.random.default_rng(seed), stage.staging
+    painters, palette = staging.painters(), staging.palette()
+    background = painters[int(rng.integers(len(painters)))] if rng.random() < staging.said else BACKGROUNDS[0]
+    style = STYLES[int(rng.integers(1, len(STYLES)))] if rng.random() < staging.styled else STYLES[0]
+    layout = str(rng.choice(list(staging.layouts), p=list(staging.layouts.values())))
+    ways = staging.places.get(layout)
+    boxes: Sequence[Sequence[Sequence[int]]] = ways[int(rng.integers(len(ways)))] if ways else scattered(layout, rng)
+    things: list[Thing] = []
+    for places in boxes:
+        concept, drawing = stage.draw(rng, style, but=things[0].concept if things else None)
+        colored = style.key not in COLORLESS and rng.random() < staging.tinted
+        color = palette[int(rng.integers(len(palette)))] if colored else None
+        things.append(Thing(concept, drawing, color, tuple((x, y, side) for x, y, side in places)))
+    return Scene(seed, background, style, layout, tuple(things))
+
+
+def scattered(layout: str, rng: np.random.Generator) -> list[list[Box]]:
+    """Where the things of a layout stand, the boxes of each, a little off the middle of their places."""
 
     def jitter(amount: int) -> int:
         return int(rng.integers(-amount, amount + 1))
 
-    def thing(boxes: Sequence[tuple[int, int, int]], but: Concept | None = None) -> Thing:
-        concept, drawing = stage.draw(rng, style, but=but)
-        colored = style.key not in COLORLESS and rng.random() < 0.22
-        return Thing(concept, drawing, COLORS[int(rng.integers(len(COLORS)))] if colored else None, tuple(boxes))
-
     if layout == "count":
-        number = int(rng.integers(2, 6))
-        side, centres = COUNT_GRIDS[number]
-        return Scene(seed, background, style, layout, (thing([(x + jitter(5), y + jitter(5), side + jitter(4)) for x, y in centres]),))
+        side, centres = COUNT_GRIDS[int(rng.integers(2, 6))]
+        return [[(x + jitter(5), y + jitter(5), side + jitter(4)) for x, y in centres]]
     if layout in ("beside", "above", "front"):
         side = 108 + jitter(10)
         first, second = {
@@ -163,10 +226,9 @@ def plan(seed: int, stage: Stage) -> Scene:
             "above": ((128 + jitter(8), 70 + jitter(5), side), (128 + jitter(8), 188 + jitter(5), side)),
             "front": ((128 + jitter(30), 190 + jitter(6), side - 8), (128 + jitter(10), 108 + jitter(6), 176 + jitter(10))),
         }[layout]
-        one = thing([first])
-        return Scene(seed, background, style, layout, (one, thing([second], but=one.concept)))
+        return [[first], [second]]
     side = {"one": 164 + jitter(20), "large": 226 + jitter(10), "small": 72 + jitter(8)}[layout]
-    return Scene(seed, background, style, layout, (thing([(128 + jitter(14), 136 + jitter(12), side)]),))
+    return [[(128 + jitter(14), 136 + jitter(12), side)]]
 
 
 def render(scene: Scene, sprites: np.ndarray) -> Image.Image:

@@ -57,6 +57,20 @@ def test_readings_name_what_the_config_names():
         assert 1 <= reading.count <= 5
 
 
+def test_a_judge_of_fewer_chooses_the_likeliest_of_them():
+    judge = small_judge()
+    fewer = judge.among(things=["🗻", "🐕"], colors=["red"], backgrounds=[], styles=["oil"])
+    assert fewer.config.things == ("🗻", "🐕") and fewer.config.colors == ("", "red") and fewer.config.backgrounds == ("",)
+    pixels = torch.randint(0, 256, (4, 3, 128, 128), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    whole, part = logits(judge.network, pixels), logits(fewer.network, pixels)
+    torch.testing.assert_close(part["first"], whole["first"][:, [5, 1]])
+    torch.testing.assert_close(part["second"], whole["second"][:, [5, 1, 6]])
+    torch.testing.assert_close(part["layout"], whole["layout"])
+    assert {reading.first for reading in fewer.read(pictures(6))} <= {"🗻", "🐕"} and judge.config == CONFIG
+    with pytest.raises(ValueError, match="not in"):
+        judge.among(things=["🚗"], colors=[], backgrounds=[])
+
+
 def test_any_size_and_mode_is_read():
     small = pictures(1, side=128)[0]
     assert shrink(small).tobytes() == small.tobytes()

@@ -16,6 +16,7 @@ from jpgen.train import adapter
 from jpgen.train.adapter import FILE, Recipe, read_recipe, train_adapter
 from jpgen.train.distillation import LossWeights, position_norms, state_loss
 from jpgen.train.pairs import lexicon_pairs, read_pairs, split
+from jpgen.train.remembering import Remembering
 from jpgen.types import Conditioning
 
 COLORS = {"赤い": "red", "青い": "blue"}
@@ -67,6 +68,31 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path) -> None:
     assert keep == again and [row["step"] for row in keep] == [1, 2, 3, 4, 5, 6]
     for a, b in zip(read_pairing(one / FILE).network.parameters(), read_pairing(two / FILE).network.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_what_an_encoder_said_is_kept_and_the_same(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+    encoder = bert.toy()
+
+    class Counting:
+        name, spec = encoder.name, encoder.spec
+
+        def encode(self, texts: list[str]) -> Conditioning:
+            asked.append(list(texts))
+            return encoder.encode(texts)
+
+    remembering = Remembering(Counting(), 2)
+    for _ in range(2):
+        for texts in (["赤い猫", "船"], ["船", "", "青い犬"]):
+            got, wanted = remembering.encode(texts), encoder.encode(texts)
+            torch.testing.assert_close(got.tokens * got.mask[..., None], wanted.tokens * wanted.mask[..., None], atol=1e-4, rtol=1e-4)
+            assert torch.equal(got.mask, wanted.mask)
+    assert asked == [["赤い猫", "船"], ["", "青い犬"], ["", "青い犬"]]
+
+
+def test_the_backbone_is_asked_as_often_as_the_recipe_says(tmp_path: Path) -> None:
+    train_adapter(replace(RECIPE, noise_every=3, remember=100), PAIRS, tmp_path, steps=7)
+    assert [("noise" in row) for row in curve(tmp_path)] == [True, False, False, True, False, False, True]
 
 
 def test_another_adapter_does_not_go_on_from_it(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from jpgen.errors import UnknownNameError
 from jpgen.train.backgrounds import BACKGROUNDS
 from jpgen.train.captions import caption
-from jpgen.train.scenes import COLORS, FLAT_ART, LAYOUTS, Scene, Stage, concepts, plan, regions, render, tint
+from jpgen.train.scenes import COLORS, FLAT_ART, LAYOUTS, Scene, Stage, concepts, plan, read_staging, regions, render, tint
 from jpgen.train.sprites import Drawing
 from jpgen.train.styles import STYLES
 
@@ -41,6 +42,33 @@ def test_scenes_cover_everything() -> None:
     assert {s.style.key for s in scenes} == {s.key for s in STYLES}
     assert {t.color.key for s in scenes for t in s.things if t.color} == {c.key for c in COLORS}
     assert {s.count for s in scenes if s.layout == "count"} == {2, 3, 4, 5}
+
+
+def test_a_staging_says_what_scenes_show_and_where() -> None:
+    told = read_staging("mame-sdxl")
+    assert len(told.concepts()) == len(told.things) == len(set(told.things)) == 60 and {c.weight for c in told.concepts()} == {1.0}
+    assert len(told.painters()) == len(told.backgrounds) and len(told.palette()) == len(told.colors)
+    stage = Stage(DRAWINGS, art=("noto",), staging=told)
+    scenes = [plan(seed, stage) for seed in range(1500)]
+    assert {s.layout for s in scenes} == set(told.layouts) and {s.background.key for s in scenes} == {"", *told.backgrounds}
+    assert {t.concept.emoji for s in scenes for t in s.things} == set(told.things) and {s.count for s in scenes} == {1, 2, 3, 4}
+    assert {t.color.key for s in scenes for t in s.things if t.color} == set(told.colors) and {s.style.key for s in scenes} == {""}
+    edges = [(x - side // 2, y - side // 2, side) for s in scenes for t in s.things for x, y, side in t.boxes]
+    assert all(value % 32 == 0 and 0 <= value <= 192 for edge in edges for value in edge), "on the cells of the latents"
+    with pytest.raises(UnknownNameError, match="mame-sdxl"):
+        read_staging("mame-sd")
+    assert read_staging("mame").concepts() == list(concepts())
+
+
+def test_without_a_generator_captions_take_the_usual_words() -> None:
+    stage = Stage(DRAWINGS, art=("noto",), staging=read_staging("mame-sdxl"))
+    for scene in (plan(seed, stage) for seed in range(100)):
+        for language in ("ja", "en"):
+            text = caption(scene, language, None)
+            assert text == caption(scene, language, None)
+            if language == "ja" or scene.layout != "count":
+                assert all(getattr(thing.concept, language)[0] in text for thing in scene.things)
+    assert caption(next(s for s in (plan(n, stage) for n in range(400)) if s.layout == "beside" and not s.background.key), "ja", None)[0] == "左"
 
 
 def test_things_stand_where_the_layout_says() -> None:
