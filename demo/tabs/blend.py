@@ -45,7 +45,7 @@ def _parts() -> tuple[Part, ...]:
     if len(mixable) < 2:
         notice(say("blend.alone"))
         if not studio().settings.public:
-            st.code(str(models_folder()), language=None, wrap_lines=True)
+            st.code(_told(models_folder()), language=None, wrap_lines=True)
     choosing.begin_with(f"{PAGE}/models", [BASE])
     models = st.multiselect(
         say("blend.models"), mixable, key=f"{PAGE}/models", max_selections=MOST, placeholder=say("axis.choose"), persist_state="session"
@@ -67,6 +67,11 @@ def _parts() -> tuple[Part, ...]:
     return tuple(
         Part(name, share, {group: by_block[kind, name, group] for group in groups}, lora=kind == "lora") for (kind, name), share in shares.items()
     )
+
+
+def _told(folder: Path) -> str:
+    """The folder as a person writes it."""
+    return str(Path("~") / folder.relative_to(Path.home()) if folder.is_relative_to(Path.home()) else folder)
 
 
 def _share(label: str, name: str, *, lora: bool, group: str = "", usual: float = 1.0) -> float:

@@ -165,8 +165,9 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Page]]:
 
 
 def settled(page: Page) -> None:
-    """Wait until the server has nothing more to send."""
+    """Wait until the server has nothing more to send, and the page holds no place for what it is still loading."""
     expect(page.locator("[data-test-script-state='notRunning']")).to_be_attached()
+    expect(page.locator("[data-testid=stSkeleton]")).to_have_count(0)
 
 
 def fill(page: Page, name: str, text: str) -> None:
