@@ -20,8 +20,8 @@ PACKAGE = Path(find_model("mame").place).parent
 
 def text_encoder(kind, folder: Path):  # type: ignore[no-untyped-def]
     model = kind(CLIPTextConfig(**read_json(folder / "config.json")))
-    state = load_weights(folder / "model.safetensors")
-    model.load_state_dict({name: value for name, value in state.items() if name in model.state_dict()})
+    state = {name.removeprefix("text_model."): value for name, value in load_weights(folder / "model.safetensors").items()}
+    model.load_state_dict({name: state[name.removeprefix("text_model.")] for name in model.state_dict()})  # the prefix comes and goes
     return model.eval()
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,8 @@ def drawn(arms: dict[str, Pipeline], judge: Judge, questions: Sequence[Question]
                         image.save(journal.picture(key))
                         journal.write(key, **asdict(reading))
                 for key, question in batch.items():
-                    told = {name: tuple(value) if isinstance(value, list) else value for name, value in journal.rows[key].items() if name != "key"}
+                    told: dict[str, Any] = {name: value for name, value in journal.rows[key].items() if name != "key"}
+                    told["first_top5"] = tuple(told["first_top5"])
                     yield Answer(question, arm, seed, Reading(**told), journal.picture(key))
 
 

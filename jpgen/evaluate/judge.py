@@ -238,14 +238,15 @@ class Judge:
 
     def among(self, *, things: Sequence[str], colors: Sequence[str], backgrounds: Sequence[str], styles: Sequence[str] = ("",)) -> Judge:
         """The same judge, which must choose among these (the colours and backgrounds beside "", of its own none); raises ValueError for others."""
-        named = {"things": tuple(things), "colors": ("", *colors), "backgrounds": ("", *backgrounds), "styles": tuple(styles)}
+        named: dict[str, Any] = {"things": tuple(things), "colors": ("", *colors), "backgrounds": ("", *backgrounds), "styles": tuple(styles)}
         config = replace(self.config, **named)
         rows = {head: [getattr(self.config, key).index(one) for one in named[key]] for head, key in HEADS.items()}
         rows["second"].append(len(self.config.things))
         network = copy.deepcopy(self.network)
         for head, kept in rows.items():
-            linear = nn.Linear(self.network.heads[head].in_features, len(kept))
-            linear.load_state_dict({name: value[kept] for name, value in self.network.heads[head].state_dict().items()})
+            whole = self.network.heads[head].state_dict()
+            linear = nn.Linear(whole["weight"].shape[1], len(kept))
+            linear.load_state_dict({name: value[kept] for name, value in whole.items()})
             network.heads[head] = linear
         return Judge(network.requires_grad_(False), config)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,12 @@ def lexicon_pairs() -> list[Pair]:
 
 
 def scene_pairs(staging: str, seeds: Iterable[int]) -> list[Pair]:
-    """Captions of the scenes of a staging: Japanese in many words, English in the usual ones, so that what is meant alone decides what is learnt."""
+    """Captions of the scenes of a staging: Japanese in many words, English in the usual ones, so that what is meant alone decides what is learnt.
+
+    Every layout is equally likely: two things are harder to say than one.
+    """
     told = read_staging(staging)
+    told = replace(told, layouts={layout: 1 / len(told.layouts) for layout in told.layouts})
     stage = Stage([Drawing(concept.emoji, art, 0) for concept in told.concepts() for art in ART], art=ART[:1], staging=told)
     ja, en = LANGUAGES
     return [(caption(scene, ja, np.random.default_rng((seed, 2))), caption(scene, en, None)) for seed in seeds for scene in [plan(seed, stage)]]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -159,8 +160,9 @@ def read_staging(name: str) -> Staging:
     files = {file.name.removesuffix(".toml"): file for file in (resources.files("jpgen.train") / "stagings").iterdir()}
     if name not in ("mame", *files):
         raise UnknownNameError.of("場面の決まり / staging", name, ("mame", *sorted(files)))
-    told = tomllib.loads(files[name].read_text("utf-8")) if name in files else {}
-    return Staging(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+    told: dict[str, Any] = tomllib.loads(files[name].read_text("utf-8")) if name in files else {}
+    told |= {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
+    return Staging(**told)
 
 
 class Stage:
