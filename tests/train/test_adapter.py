@@ -15,7 +15,7 @@ from jpgen.errors import IncompatibleError, SettingError, TrainingDataError
 from jpgen.train import adapter
 from jpgen.train.adapter import FILE, Recipe, read_recipe, train_adapter
 from jpgen.train.distillation import LossWeights, position_norms, state_loss
-from jpgen.train.pairs import lexicon_pairs, read_pairs, split
+from jpgen.train.pairs import lexicon_pairs, read_pairs, scene_pairs, split
 from jpgen.train.remembering import Remembering
 from jpgen.types import Conditioning
 
@@ -139,3 +139,13 @@ def test_pairs_are_read_joined_and_split_the_same_always(tmp_path: Path) -> None
     train, held_out = split(pairs + pairs)
     assert len(pairs) > 1000 and len(train) + len(held_out) == len(dict.fromkeys(pairs)) and 0.01 < len(held_out) / len(pairs) < 0.05
     assert not set(train) & set(held_out) and split(pairs)[1] == held_out
+
+
+def test_captions_of_scenes_vary_in_japanese_and_not_in_english() -> None:
+    pairs = scene_pairs("mame-sdxl", range(400))
+    assert pairs == scene_pairs("mame-sdxl", range(400)) and len(pairs) == 400
+    two = [en for _, en in pairs if " on the left, " in en]
+    assert 100 < len(two) < 170, "a third of the three layouts"
+    assert not any(word in en for _, en in pairs for word in (" next to ", "kitty", "puppy", " to the right of "))
+    cats = {ja for ja, en in scene_pairs("mame-sdxl", range(6000)) if en == "a cat"}
+    assert len(cats) > 2 and {"猫"} < cats
