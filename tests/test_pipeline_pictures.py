@@ -177,7 +177,7 @@ def test_large_pictures_are_decoded_in_pieces_where_memory_is_short(
     assert not used
     monkeypatch.setattr(tiling, "memory_available", lambda _device: 8_000_000)  # for one picture, not for two
     rows = vae.decode
-    monkeypatch.setattr(vae, "decode", lambda latents: used.append((vae.use_slicing, vae.use_tiling)) or rows(latents))
+    monkeypatch.setattr(vae, "decode", lambda latents, **given: used.append((vae.use_slicing, vae.use_tiling)) or rows(latents, **given))
     Pipeline.from_parts(unet.encoder, unet.backbone, INFO, batch_size=2).generate_many(["猫"], seed=1, count=2, config=config)
     assert used == [(True, False)]
     assert whole.shape == pieces.shape and 0 < abs(whole - pieces).mean() < 40
