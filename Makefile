@@ -33,7 +33,7 @@ bench-demo: setup  # memory during half an hour of three sessions (MINUTES=3: sh
 	$(BIN)/python -m tests.browser.bench_demo $(or $(MINUTES),30)
 
 test-notebooks: setup
-	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m notebooks tests/test_notebooks.py
 
 lint: setup
 	$(BIN)/ruff check .
