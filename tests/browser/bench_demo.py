@@ -13,7 +13,7 @@ from statistics import median
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.browser.conftest import CONTEXT, FLAGS, PROMPT, ROOT, Server, serve, stop
+from tests.browser.conftest import CONTEXT, FLAGS, PROMPT, ROOT, Server, generate, serve, stop
 
 PROMPTS = ("夕焼けの海に浮かぶ赤い船", "鳥居と桜並木", "三つのりんご、水彩画風")
 WARM = 4
@@ -66,13 +66,13 @@ def opened(browser: Browser, server: Server) -> Page:
 
 def begin(page: Page, text: str) -> None:
     """Hand in a picture."""
-    page.get_by_role("textbox", name=PROMPT).fill(text)
-    page.get_by_role("button", name="生成", exact=True).click()
+    generate(page, text)
     page.get_by_role("button", name="取り消す").wait_for()
 
 
 def finish(page: Page) -> None:
     """Wait for the picture."""
+    page.get_by_role("button", name="取り消す").wait_for(state="detached")
     page.get_by_role("button", name="PNG を保存").wait_for()
 
 
