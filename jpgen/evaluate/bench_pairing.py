@@ -3,8 +3,8 @@
 python -m jpgen.evaluate.bench_pairing [--model NAME] [--adapter FILE] [--prompts FILE] [--seeds N] [--limit N] [--keep FOLDER] [--json OUT] …
 
 Four arms draw the same prompts from the same seeds: English as the oracle, Japanese by the adapter, Japanese translated, Japanese as it is (the
-control). The judge must choose among what the prompts name. Besides: the noise gap and the recall of the states (`jpgen.evaluate.pairing`) on fresh
-captions.
+control). The judge must choose among what the prompts name. Besides: the noise gap and the recall of the states (`jpgen.evaluate.pairing`), on the
+captions of fresh scenes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from jpgen.types import Conditioning
 
 PROMPTS = Path("prompts") / "pairing_eval.tsv"
 CAPTIONS = Path("prompts") / "pairing_captions.tsv"
-"""1,000 captions of scenes that no training saw (seeds from 81,000,000), no two of which say the same."""
+"""1,000 captions, no two alike, of scenes that no training saw (seeds from 81,000,000); a short one may be said in training too, of another scene."""
 
 MODEL = "mame-sdxl"
 SEED = 5000
