@@ -46,7 +46,7 @@ FLOW: dict[str, tuple[Any, dict[str, object]]] = {
     "euler": SCHEDULERS["ddim"],
     "euler_trailing": SCHEDULERS["ddim_trailing"],
 }
-"""The samplers of models that predict a flow. On a straight flow Euler's step and DDIM's are the same; the rest have no such form in diffusers."""
+"""The samplers of models on a flow's path. On a straight flow Euler's step and DDIM's are the same; the rest have no such form in diffusers."""
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> Any:
@@ -61,7 +61,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
     flowing = str(config.get("_class_name", "")).startswith("FlowMatch")
     if flowing:  # says nothing of what only it can be
         config = {**config, "prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": config.get("shift", 1.0)}
-    known = FLOW if config.get("prediction_type") == "flow_prediction" else SCHEDULERS
+    known = FLOW if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction" else SCHEDULERS
     if name not in known:
         others = ", ".join(sorted(known))
         raise SettingError(f"サンプラー {name} は flow 予測のモデルでは使えません / scheduler {name} cannot follow a flow model: use {others}")

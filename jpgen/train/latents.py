@@ -1,6 +1,6 @@
 """Cached training data of the backbone: shards of scenes as latents and text states.
 
-A shard is one safetensors file: `latents` fp16 [n, 16, 16, 16], `regions` int16 [n, 8, 8] (see `scenes.regions`), and for each language `<lang>`
+A shard is one safetensors file: `latents` fp16 [n, 16, 16, 16], `regions` int16 [n, 4, 4] (see `scenes.regions`), and for each language `<lang>`
 bf16 [tokens, 384] with `<lang>_ends` int64 [n], the running ends of each caption's rows.
 """
 
@@ -22,22 +22,23 @@ from jpgen.backbones.autoencoder import AutoencoderShuffle
 from jpgen.compute import best_dtype
 from jpgen.errors import TrainingDataError
 from jpgen.train.captions import caption
-from jpgen.train.scenes import Stage, concepts, plan, regions, render
+from jpgen.train.scenes import Stage, concepts, plan, read_staging, regions, render
 from jpgen.train.sprites import load_sprites
 
-SHARD = 10_000
+SHARD = 5_000
 BATCH = 50
 LANGUAGES = ("ja", "en")
+STAGING = "mame"
 BACKBONE_ART = ("noto",)
 """The drawings the backbone learns where the style asks for none: one a concept, so that what a word looks like is one thing."""
 
 
 class CaptionedScenes(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
-    """Scenes by seed: pictures uint8 [3, 256, 256], what stands where int16 [8, 8], and a caption in each language."""
+    """Scenes by seed: pictures uint8 [3, 256, 256], what stands where int16 [4, 4], and a caption in each language."""
 
     def __init__(self, data: Path, seeds: Sequence[int]) -> None:
         self.sprites, drawings = load_sprites(data)
-        self.stage = Stage(drawings, art=BACKBONE_ART)
+        self.stage = Stage(drawings, art=BACKBONE_ART, staging=read_staging(STAGING))
         self.seeds = seeds
 
     def __len__(self) -> int:
@@ -96,7 +97,7 @@ def encode_ragged(texts: Sequence[str], encoder: BertModel, tokenizer: Tokenizer
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents fp32 [batch, 16, 16, 16], text states fp32 [batch, length, 384], mask int64 [batch, length], regions int64 [batch, 8, 8]."""
+    """Latents fp32 [batch, 16, 16, 16], text states fp32 [batch, length, 384], mask int64 [batch, length], regions int64 [batch, 4, 4]."""
 
     latents: Tensor
     states: Tensor
@@ -126,21 +127,19 @@ class LatentPool:
         return sum(len(shard["latents"]) for shard in self.shards)
 
     def sample(self, batch: int, length: int, english: float, rng: np.random.Generator) -> Batch:
-        """A random batch, every text padded to `length`.
-
-        `english` is the share of English captions; texts longer than `length` tokens raise TrainingDataError.
-        """
+        """A random batch, every text padded to `length` tokens; longer ones are passed over. `english` is the share of English captions."""
         latents, rows, places = [], [], []
-        for _ in range(batch):
+        while len(rows) < batch:
             shard = self.shards[int(rng.integers(len(self.shards)))]
             index = int(rng.integers(len(shard["latents"])))
             language = "en" if rng.random() < english else "ja"
             ends = shard[f"{language}_ends"]
-            rows.append(shard[language][int(ends[index - 1]) if index else 0 : int(ends[index])])
+            start, end = int(ends[index - 1]) if index else 0, int(ends[index])
+            if end - start > length:
+                continue
+            rows.append(shard[language][start:end])
             latents.append(shard["latents"][index])
             places.append(shard["regions"][index])
-        if max(map(len, rows)) > length:
-            raise TrainingDataError(f"説明文が長すぎます / a caption has {max(map(len, rows))} tokens, more than the {length} that training takes")
         states = torch.zeros(batch, length, rows[0].shape[1])
         mask = torch.zeros(batch, length, dtype=torch.int64)
         for i, row in enumerate(rows):

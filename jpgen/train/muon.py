@@ -1,7 +1,8 @@
-"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
+"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), block by block.
 
-torch.optim.Muon is the same but multiplies in bf16 whatever the machine; where a CPU has no bf16 that takes longer than the model itself. Here the
-matrices of one shape are stacked, and multiplied in the number type that suits the machine.
+torch.optim.Muon makes whole matrices orthogonal, in bf16 whatever the machine; on a small batch that takes longer than the model itself. Here a
+matrix is made orthogonal in blocks of one attention head's width (as Khaled et al. 2025, arXiv 2510.16981, do between their full steps), which
+is a sixth of the work at width 384, all blocks of one shape at once, in the number type that suits the machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from jpgen.compute import best_dtype
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration pushes every singular value towards 1."""
 
+BLOCK = 64
+"""Width of a block, where it divides the matrix."""
+
 
 @torch.no_grad()
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -31,6 +35,14 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     return (x if wide else x.mT).to(matrices.dtype)
 
 
+def orthogonal_blocks(matrix: Tensor) -> Tensor:
+    """`matrix` [rows, columns] with each `BLOCK` rows (columns, where they are more) made orthogonal, at root mean square 1."""
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    blocks = tall.unflatten(0, (-1, BLOCK)) if tall.shape[0] % BLOCK == 0 else tall[None]
+    made = orthogonal(blocks).flatten(0, 1) * max(blocks.shape[1:]) ** 0.5
+    return made if matrix.shape[0] >= matrix.shape[1] else made.mT
+
+
 class Muon(torch.optim.Optimizer):
     """For matrices alone; `lr` is that of AdamW, whose size of update (0.2 root mean square) it takes (Liu et al. 2025, arXiv 2502.16982)."""
 
@@ -41,15 +53,10 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]
         """One Nesterov step of every matrix that has a gradient."""
         for group in self.param_groups:
-            alike: defaultdict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter]
-                moving = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+                moving = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
                 moving.lerp_(parameter.grad, 1 - group["momentum"])
-                alike[parameter.shape].append((parameter, parameter.grad.lerp(moving, group["momentum"])))
-            for shape, pairs in alike.items():
-                size = 0.2 * max(shape) ** 0.5
-                for (parameter, _), update in zip(pairs, orthogonal(torch.stack([wanted for _, wanted in pairs])), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
+                update = orthogonal_blocks(parameter.grad.lerp(moving, group["momentum"]))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-0.2 * group["lr"])

@@ -1,7 +1,7 @@
 """Scenes: pictures composed from sprites, each with the facts its caption tells and a judge can check.
 
 `plan(seed, drawings)` draws every choice of one scene from its seed (background, style, layout, things, colours); `render(scene, …)` paints it.
-The same seed gives the same scene for the same concepts and drawings. A `Staging` says what scenes may show; the usual one is that of mame.
+The same seed gives the same scene for the same concepts and drawings. A `Staging` says what scenes may show; the usual one is everything, anywhere.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ Box = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Staging:
-    """What scenes may show, by keys (none: all there is), and how often; the default is mame's.
+    """What scenes may show, by keys (none: all there is), and how often; by default everything, anywhere.
 
     `said`, `styled` and `tinted` are the shares with a background, a style and (of the things) a colour. `layouts` are shares too. `places` tells
     where things stand: for a layout one or more ways, of which one is drawn, and in a way the boxes of every thing; without it they are scattered.
@@ -152,15 +152,15 @@ class Staging:
         return [color for color in COLORS if not self.colors or color.key in self.colors]
 
 
-MAME = Staging()
+ANYWHERE = Staging()
 
 
 def read_staging(name: str) -> Staging:
-    """The staging "mame", or one of `jpgen/train/stagings` by its name; raises UnknownNameError."""
+    """The staging in `jpgen/train/stagings` of that name; raises UnknownNameError."""
     files = {file.name.removesuffix(".toml"): file for file in (resources.files("jpgen.train") / "stagings").iterdir()}
-    if name not in ("mame", *files):
-        raise UnknownNameError.of("場面の決まり / staging", name, ("mame", *sorted(files)))
-    told: dict[str, Any] = tomllib.loads(files[name].read_text("utf-8")) if name in files else {}
+    if name not in files:
+        raise UnknownNameError.of("場面の決まり / staging", name, sorted(files))
+    told: dict[str, Any] = tomllib.loads(files[name].read_text("utf-8"))
     told |= {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
     return Staging(**told)
 
@@ -169,7 +169,7 @@ class Stage:
     """The drawings that scenes may use, by emoji and art set, and the sampling weights of the concepts that have them."""
 
     def __init__(
-        self, drawings: Sequence[Drawing], *, among: Sequence[Concept] | None = None, art: Sequence[str] = FLAT_ART, staging: Staging = MAME
+        self, drawings: Sequence[Drawing], *, among: Sequence[Concept] | None = None, art: Sequence[str] = FLAT_ART, staging: Staging = ANYWHERE
     ) -> None:
         """Keep the concepts of `among` (default: the staging's) drawn in one of the sets `art`; raises TrainingDataError if none is left."""
         self.staging = staging
@@ -246,15 +246,15 @@ def render(scene: Scene, sprites: np.ndarray) -> Image.Image:
     return scene.style.apply(rng, image)
 
 
-GRID = 8
-"""Patches along a side of the picture, as the backbone sees it: 8×8 of 32 pixels each."""
+GRID = 4
+"""Patches along a side of the picture, as the backbone sees it: 4×4 of 64 pixels each."""
 
 REACH = 0.42
 """How far a drawing reaches from its centre, as a share of its side: art leaves a margin."""
 
 
 def regions(scene: Scene, among: Sequence[Concept]) -> np.ndarray:
-    """What stands at the centre of each patch: int16 [8, 8], the place in `among` plus one of a concept, or 0 where the background shows.
+    """What stands at the centre of each patch: int16 [4, 4], the place in `among` plus one of a concept, or 0 where the background shows.
 
     Raises ValueError for a concept that is not in `among`.
     """

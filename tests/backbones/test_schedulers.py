@@ -49,10 +49,29 @@ def test_every_sampler_keeps_its_guess_of_the_picture(name: str, caplog: pytest.
         assert torch.allclose(scheduler.model_outputs[-1], clean, atol=1e-2)
 
 
+@pytest.mark.parametrize("predicts", ["flow_prediction", "sample"])
 @pytest.mark.parametrize("name", sorted(SCHEDULERS.keys() - FLOW.keys()))
-def test_what_cannot_follow_a_flow_says_so(name: str) -> None:
+def test_what_cannot_follow_a_flow_says_so(name: str, predicts: str) -> None:
     with pytest.raises(SettingError, match="euler_trailing"):
-        make_scheduler(name, FLOWING)
+        make_scheduler(name, FLOWING | {"prediction_type": predicts})
+
+
+@pytest.mark.parametrize("name", [OWN, *FLOW])
+def test_a_model_on_a_flow_may_say_the_picture_itself(name: str) -> None:
+    """Every sampler walks the same path whether the model says e − z or z."""
+    z, seen = torch.full((1, 4, 2, 2), 0.5), torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for predicts in ("flow_prediction", "sample"):
+        scheduler, at = make_scheduler(name, {"_class_name": "DPMSolverMultistepScheduler", **FLOWING, "prediction_type": predicts}), seen
+        scheduler.set_timesteps(4)
+        for time, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+            said = z if predicts == "sample" else (at - z) / sigma
+            noise = {"generator": torch.Generator().manual_seed(1)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+            at = scheduler.step(said, time, at, return_dict=False, **noise)[0]
+        ends.append(at)
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-4, rtol=1e-4)
+    if name != "dpm++2m_sde":
+        torch.testing.assert_close(ends[1], z, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "config"), [("euler_a", SDXL), (OWN, {"_class_name": "UNet2DConditionModel"}), (OWN, {"_class_name": "os"})])

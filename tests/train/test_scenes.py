@@ -57,7 +57,16 @@ def test_a_staging_says_what_scenes_show_and_where() -> None:
     assert all(value % 32 == 0 and 0 <= value <= 192 for edge in edges for value in edge), "on the cells of the latents"
     with pytest.raises(UnknownNameError, match="mame-sdxl"):
         read_staging("mame-sd")
-    assert read_staging("mame").concepts() == list(concepts())
+
+
+def test_mame_learns_everything_on_fixed_places() -> None:
+    told = read_staging("mame")
+    assert told.concepts() == list(concepts()) and told.layouts.keys() == told.places.keys() == LAYOUTS.keys()
+    stage = Stage(DRAWINGS, art=("noto",), staging=told)
+    scenes = [plan(seed, stage) for seed in range(1500)]
+    assert {s.count for s in scenes} == {1, 2, 3, 4} and {s.style.key for s in scenes} == {s.key for s in STYLES}
+    edges = [(x - side // 2, y - side // 2, side) for s in scenes if s.layout != "small" for t in s.things for x, y, side in t.boxes]
+    assert all(value % 32 == 0 and 0 <= value <= 256 for edge in edges for value in edge), "on halves of the backbone's patches"
 
 
 def test_without_a_generator_captions_take_the_usual_words() -> None:
@@ -84,15 +93,16 @@ def test_things_stand_where_the_layout_says() -> None:
 def test_regions_tell_what_stands_where() -> None:
     for scene in (plan(seed, STAGE) for seed in range(200)):
         places = regions(scene, concepts())
-        assert places.shape == (8, 8)
+        assert places.shape == (4, 4)
         there = {concepts().index(thing.concept) + 1 for thing in scene.things}
         assert set(places.flatten().tolist()) <= there | {0}
         x, y, _ = scene.things[0].boxes[0]
-        assert places[min(y // 32, 7), min(x // 32, 7)] == concepts().index(scene.things[0].concept) + 1
+        if scene.layout not in ("small", "count"):  # those may stand between the centres of patches
+            assert concepts().index(scene.things[0].concept) + 1 in places[y // 64 - 1 : y // 64 + 1, x // 64 - 1 : x // 64 + 1]
         assert (places[0] == 0).any() or scene.layout in ("large", "above", "count")
     left, right = next(s for s in (plan(seed, STAGE) for seed in range(500)) if s.layout == "beside").things
     places = regions(Scene(0, BACKGROUNDS[0], STYLES[0], "beside", (left, right)), concepts())
-    assert set(places[:, :3].flatten()) == {0, concepts().index(left.concept) + 1}
+    assert set(places[:, :2].flatten()) == {0, concepts().index(left.concept) + 1}
 
 
 def said(scene: Scene, language: str) -> list[str]:
