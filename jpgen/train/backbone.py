@@ -6,8 +6,8 @@ e − z: a patch of 4 × 4 latents has 256 numbers, of which few are the picture
 trained by Muon (Jordan et al. 2024), the rest by AdamW. The learning rate is constant after its warm-up; the last `decay` steps take it to zero
 from a copy, so that a later run goes on from the constant part.
 
-Times are uniform, then shifted towards noise (Esser et al. 2024, arXiv 2403.03206, equation 23). A drawing can be made out in noise that is five
-times as strong, so only above t = 0.85 must the network listen to the words; of logit-normal times 4 % are there, of these half.
+Times are uniform, then shifted towards noise (Esser et al. 2024, arXiv 2403.03206, equation 23): the less is to be seen, the more the network must
+listen to the words. Of logit-normal times 4 % lie above t = 0.85, of these half.
 
 The noise alone teaches slowly which word belongs to which place. So a linear reader in the middle of the network must also say what stands at each
 patch: the representation alignment of REPA (Yu et al. 2025, arXiv 2410.06940), with the renderer's own facts in place of another network's features.

@@ -7,7 +7,6 @@ is a sixth of the work at width 384, all blocks of one shape at once, in the num
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
