@@ -75,7 +75,7 @@ CONFIG = {
 
 
 def new_backbone() -> PixArtTransformer2DModel:
-    """An untrained transformer: 16 latent tokens (patches of 64 pixels), 8 layers of width 384, 21 M parameters; its output and gates start at zero."""
+    """An untrained transformer: 16 latent tokens (patches of 64 pixels), 8 layers of width 384, 21 M parameters; output and gates start at zero."""
     model = PixArtTransformer2DModel(**CONFIG)
     for block in model.transformer_blocks:
         nn.init.zeros_(block.attn2.to_out[0].weight)
