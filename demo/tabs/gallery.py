@@ -17,7 +17,7 @@ from demo.tabs import create
 from demo.words import say
 
 PAGE = "gallery"
-ACROSS, AT_ONCE = 4, 24
+ACROSS, AT_ONCE = 4, 12
 ANY = ""
 MOST_LETTERS = 200
 """Of what is searched for."""
