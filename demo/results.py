@@ -74,11 +74,11 @@ def told(path: Path) -> jpgen.Settings | None:
         return None
 
 
-def picture(made: Made, *, width: int | str = "stretch") -> None:
+def picture(made: Made) -> None:
     """The very bytes of the file, PNG with its metadata; says so where the file is gone."""
     data = made.read()
     if data:
-        st.image(data, width=width, output_format="PNG", alt=made.alt)  # type: ignore[arg-type]
+        st.image(data, width="stretch", output_format="PNG", alt=made.alt)
     else:
         failure(say("picture.gone"))
 

@@ -7,14 +7,14 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import streamlit as st
 from PIL import Image
 
 import jpgen
-from demo.notices import failure, notice
 from demo.gallery import Item
+from demo.notices import failure, notice
 from demo.results import Made, jpeg, of_item, small
 from demo.studio import gallery, studio
 from demo.uploads import open_picture, restore
@@ -74,10 +74,10 @@ def choose(page: str) -> Source | None:
     try:
         if dropped is not None:
             data = dropped.getvalue()
-            return _opened(page, hashlib.sha256(data).hexdigest()[:16], lambda identity: _read(data, dropped.name, identity))
+            identity = hashlib.sha256(data).hexdigest()[:16]
+            return _opened(page, identity, partial(_dropped, data, dropped.name, identity))
         if isinstance(chosen, Made):
-            made = chosen
-            return _opened(page, f"{made.path or made.name}", lambda identity: Source(open_picture(made.read(), made.name), identity, made.settings))
+            return _opened(page, chosen, partial(_sent, chosen))
     except jpgen.JpgenError as error:
         failure(error)
     else:
@@ -85,17 +85,22 @@ def choose(page: str) -> Source | None:
     return None
 
 
-def _opened(page: str, identity: str, read: Callable[[str], Source]) -> Source:
-    """The picture of this identity, decoded once however often the page runs."""
+def _opened(page: str, origin: object, read: Callable[[], Source]) -> Source:
+    """The picture of this origin, decoded once however often the page runs."""
     kept = st.session_state.get(f"{page}/opened")
-    if not isinstance(kept, Source) or kept.identity != identity:
-        kept = st.session_state[f"{page}/opened"] = read(identity)
-    return kept
+    if kept is None or kept[0] != origin:
+        kept = st.session_state[f"{page}/opened"] = (origin, read())
+    source: Source = kept[1]
+    return source
 
 
-def _read(data: bytes, name: str, identity: str) -> Source:
+def _dropped(data: bytes, name: str, identity: str) -> Source:
     limits = studio().settings
     return Source(open_picture(data, name, max_bytes=limits.upload_bytes, max_pixels=limits.upload_pixels), identity, settings_of(data))
+
+
+def _sent(made: Made) -> Source:
+    return Source(open_picture(made.read(), made.name), f"{made.path or made.name}", made.settings)
 
 
 def _newest(page: str) -> None:

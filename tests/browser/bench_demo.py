@@ -44,8 +44,9 @@ ASK_EXAMPLES = """async () => {
 OPEN = """async ([tab, button]) => {
   const began = performance.now();
   [...document.querySelectorAll("a")].find((link) => link.innerText.trim().endsWith(tab)).click();
-  const there = () => [...document.querySelectorAll("main button")].some((one) => one.innerText.trim().endsWith(button) && !one.closest("[data-stale=true]"));
-  while (document.querySelector("h1").innerText !== tab || !there()) await new Promise((resume) => setTimeout(resume, 4));
+  const named = (one) => one.innerText.trim().endsWith(button) && !one.closest("[data-stale=true]");
+  const there = () => document.querySelector("h1").innerText === tab && [...document.querySelectorAll("main button")].some(named);
+  while (!there()) await new Promise((resume) => setTimeout(resume, 4));
   return performance.now() - began;
 }"""
 """Opens a page by its name, and measures in ms how long it takes until its main button is there: a click, a run of the whole page."""
@@ -110,13 +111,13 @@ def first_picture(browser: Browser, server: Server) -> Page:
 
 def use(sessions: list[Page], server: Server, minutes: float) -> None:
     """All sessions draw, again and again, the first one asks for this and that meanwhile; says how long it waited, and how the memory grew."""
-    rounds, start, asked, opened_pages = 0, 0.0, [], []
+    rounds, start, asked, went = 0, 0.0, [], []
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
         for page, text in zip(sessions, PROMPTS, strict=True):
             begin(page, text)
         asked += [sessions[0].evaluate(ASK_EXAMPLES) for _ in range(3)]
-        opened_pages += [sessions[0].evaluate(OPEN, [*there]) for there in PAGES]
+        went += [sessions[0].evaluate(OPEN, [*there]) for there in PAGES]
         for page in sessions:
             finish(page)
         rounds += 1
@@ -125,7 +126,7 @@ def use(sessions: list[Page], server: Server, minutes: float) -> None:
         if rounds % 10 == 1:
             say(f"round {rounds}: {memory(server):.0f} MiB")
     gaps = sessions[0].evaluate("window.jpGaps")
-    for what, waits in (("a click that changes a part of the page", asked), ("a click that opens another page", opened_pages)):
+    for what, waits in (("a click that changes a part of the page", asked), ("a click that opens another page", went)):
         say(f"while drawing: {what} {median(waits):.0f} ms (median of {len(waits)}), {max(waits):.0f} ms at most")
     say(f"longest wait for the server {gaps['ping']:.0f} ms, longest task of the page {gaps['task']:.0f} ms")
     if start:
