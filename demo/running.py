@@ -14,7 +14,7 @@ from demo.results import jpeg
 from demo.studio import session, studio
 from demo.words import say
 
-EVERY, SELDOM = 0.5, 1.5
+EVERY, SELDOM = 0.5, 1.0
 """Seconds between two looks at a job that runs, and at one that waits: every look is a run of its own, here and in the browser."""
 
 
