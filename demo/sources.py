@@ -21,6 +21,7 @@ from demo.uploads import open_picture, restore
 from demo.words import say
 
 SUFFIXES = ["png", "jpg", "jpeg", "webp"]
+
 SHOWN = 256
 """Pixels of its width as a page shows it."""
 

@@ -86,9 +86,8 @@ def _settings() -> None:
         most = studio().settings.max_count
         count = st.slider(say("count"), 1, most, key=f"{PAGE}/count", persist_state="session") if most > 1 else 1
         seed = choosing.choose_seed(PAGE)
-    st.session_state[f"{PAGE}/chosen"] = Chosen(
-        card.name, route, translator, choosing.NO_STYLE, width, height, steps, guidance, count, seed
-    )  # fmt: skip
+    chosen = Chosen(card.name, route, translator, choosing.NO_STYLE, width, height, steps, guidance, count, seed)
+    st.session_state[f"{PAGE}/chosen"] = chosen
 
 
 def _chosen() -> Chosen:
