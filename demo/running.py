@@ -14,8 +14,8 @@ from demo.results import jpeg
 from demo.studio import session, studio
 from demo.words import say
 
-EVERY, SELDOM = 0.5, 1.0
-"""Seconds between two looks at a job that runs, and at one that waits: every look is a run of its own, here and in the browser."""
+EVERY = 0.5
+"""Seconds between two looks at a job that waits or runs: every look is a run of its own, here and in the browser."""
 
 
 def start(page: str, work: Callable[[Desk], Any], *, title: str) -> None:
@@ -53,7 +53,7 @@ def follow(page: str, partly: Callable[[tuple[Any, ...]], None] | None = None) -
         failure(refused)
     snapshot = _look(page)
     if snapshot is not None and not snapshot.ended:
-        st.fragment(_pace, key=_job(page))(page, partly)
+        st.fragment(_watch, run_every=EVERY)(page, partly)
         return True
     if snapshot is not None:
         _finish(page, snapshot)
@@ -86,24 +86,10 @@ def _finish(page: str, snapshot: Snapshot) -> None:
         st.session_state[f"{page}/outcome"] = snapshot.results or (() if snapshot.result is None else (snapshot.result,))
 
 
-def _job(page: str) -> str:
-    """The key of the fragment that follows the page's job."""
-    return f"{page}/job"
-
-
-def _pace(page: str, partly: Callable[[tuple[Any, ...]], None] | None) -> None:
-    """Watch the job as often as its state wants; run anew, alone, when it begins."""
-    snapshot = _look(page)
-    waits = snapshot is not None and snapshot.state == "waiting"
-    st.fragment(_watch, run_every=SELDOM if waits else EVERY)(page, partly, waits)
-
-
-def _watch(page: str, partly: Callable[[tuple[Any, ...]], None] | None, waits: bool) -> None:
+def _watch(page: str, partly: Callable[[tuple[Any, ...]], None] | None) -> None:
     snapshot = _look(page)
     if snapshot is None or snapshot.ended:
         st.rerun()
-    if waits and snapshot.state == "running":
-        st.rerun(_job(page))
     if partly is not None and snapshot.results:
         partly(snapshot.results)
     if snapshot.preview is not None:

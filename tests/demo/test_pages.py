@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import streamlit
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -19,7 +18,6 @@ import jpgen
 from demo import choosing
 from demo.frame import TABS
 from demo.results import Made, of_item
-from demo.running import EVERY, SELDOM
 from jpgen import Generation, ModelInfo, Prompt, SamplingConfig, Step, normalize, read_settings
 
 WAIT = 60
@@ -276,29 +274,6 @@ def test_a_preview_is_encoded_once_however_often_it_is_looked_at(held: type[Held
     held.let.set()
     done(page, "create")
     assert "create/preview" not in page.session_state
-
-
-def test_what_waits_is_looked_at_less_often_than_what_runs(held: type[Held], monkeypatch: pytest.MonkeyPatch) -> None:
-    paces: list[float] = []
-    whole = streamlit.fragment
-
-    def fragment(*given: Any, run_every: float | None = None, **named: Any) -> Any:
-        paces.extend([] if run_every is None else [run_every])
-        return whole(*given, run_every=run_every, **named)
-
-    monkeypatch.setattr(streamlit, "fragment", fragment)
-    first, second = visit("create"), visit("create")
-    for page in (first, second):
-        page.text_area(key="create/prompt").set_value("猫")
-        page.button(key="generate").click().run()
-        assert held.stepped.wait(WAIT)
-        page.run()
-    assert paces[-1] == SELDOM > EVERY
-    paces.clear()
-    first.run()
-    assert paces == [EVERY]
-    held.let.set()
-    done(second, "create")
 
 
 def test_an_example_fills_the_box_and_a_sample_chooses_the_style() -> None:
