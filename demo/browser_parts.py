@@ -21,20 +21,17 @@ def mark_language() -> None:
     _language()(key="html-lang", data={"lang": language()}, height=1)
 
 
-def paint_mask(image: Image.Image, *, identity: str, alt: str, key: str) -> Image.Image | None:
-    """The picture with a brush over it; returns the mask (mode L, white where painted, the picture's size), None while nothing is painted.
+def paint_mask(address: str, size: tuple[int, int], *, identity: str, alt: str, key: str) -> Image.Image | None:
+    """The picture at an address with a brush over it; returns the mask (mode L, white where painted, of this size), None while nothing is painted.
 
     `identity` tells pictures apart: another one begins with an empty mask.
     """
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG")
     words = {name: say(f"mask.{name}") for name in ("paint", "erase", "undo", "clear", "all", "size", "hint", "canvas")}
     data = {
-        "id": identity, "alt": alt, "words": words, "width": image.width, "height": image.height,
-        "picture": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        "id": identity, "alt": alt, "words": words, "width": size[0], "height": size[1], "picture": address,
     }  # fmt: skip
     painted = _mask()(key=key, data=data, default={"mask": None}, on_mask_change=_nothing).mask
-    return _read(painted, identity, image.size)
+    return _read(painted, identity, size)
 
 
 def _read(painted: Any, identity: str, size: tuple[int, int]) -> Image.Image | None:

@@ -12,6 +12,7 @@ import streamlit as st
 import jpgen
 from demo.engine import Desk
 from demo.notices import failure, labelled, notice
+from demo.results import webp_address
 from demo.studio import studio
 from demo.words import one_language, say
 from jpgen import ModelCard, accept_terms, model_cards
@@ -68,7 +69,7 @@ def styles() -> dict[str, jpgen.Style]:
     return jpgen.load_styles()
 
 
-@st.cache_data(ttl=20, show_spinner=False)
+@st.cache_resource(ttl=20, show_spinner=False)  # they are frozen: a copy for everyone who asks (cache_data) took a fifth of every run
 def cards() -> dict[str, ModelCard]:
     """The cards of the catalogue, as they were at most 20 seconds ago."""
     return model_cards()
@@ -156,17 +157,32 @@ def choose_style(page: str) -> str:
 
 def show_samples(page: str) -> None:
     """Small pictures of styles, each with a button that chooses it: one prompt and seed, drawn by the built-in model (demo/styles/)."""
-    with st.expander(say("style.samples"), icon=":material/palette:"), st.container(horizontal=True, gap="small", key=f"{page}-samples"):
+    st.fragment(_samples)(page)
+
+
+def _samples(page: str) -> None:
+    """They are a third of what the page holds: sent when somebody opens them."""
+    box = st.expander(say("style.samples"), icon=":material/palette:", key=f"{page}-style-box", on_change="rerun")
+    if not box.open:
+        return
+    with box, st.container(horizontal=True, gap="small", key=f"{page}-samples"):
         for name, style in styles().items():
             sample = SAMPLES / f"{style.english.replace(' ', '-')}.webp"
             if style.english and sample.is_file():
                 with st.container(width=88):
-                    st.image(sample.read_bytes(), width=88, alt=name)
+                    st.image(_sample(sample), width=88, alt=name)
                     st.button(name, key=f"{page}-style-{style.english}", on_click=_take_style, args=(page, name), width="stretch")
+
+
+@cache
+def _sample(file: Path) -> str:
+    """The address of a sample, read once."""
+    return webp_address(file.read_bytes())
 
 
 def _take_style(page: str, name: str) -> None:
     st.session_state[f"{page}/style"] = name
+    st.rerun()  # the picker is outside of the fragment
 
 
 def _style_label(name: str) -> str:
@@ -246,8 +262,9 @@ def choose_route(page: str, card: ModelCard) -> tuple[str, str]:
     known = translators()
     routes = [route for route in ROUTES if route != "translate" or (known and card.route != "native")]
     route = st.selectbox(
-        say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help")
-    )
+        say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help"),
+        on_change=st.rerun,  # not the settings alone: the page also shows how words are read
+    )  # fmt: skip
     if route != "translate":
         return route, ""
     return route, st.selectbox(say("translator"), list(known), key=f"{page}/translator", persist_state="session")

@@ -12,11 +12,14 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import os
 import secrets
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -37,6 +40,10 @@ GENERAL_ERROR = (
 )
 PREVIEW_PAUSE = 4
 """How long no preview is decoded after one, in times of what it took: of a machine that is slow or busy they take a fifth at most."""
+
+NICER = 5
+"""By how much the worker steps back (Linux): a core that the pages or the browser want is theirs three times out of four. Not more: a worker that
+hardly runs would keep the interpreter's lock from the pages."""
 
 MEMORY_ERROR = "メモリが足りません。絵を小さくするか、枚数を減らしてください / out of memory: draw smaller or fewer pictures"
 
@@ -344,6 +351,7 @@ class Engine:
         return not self._stops(job)
 
     def _work(self) -> None:
+        _step_back()
         while not self._closed:
             if job := self._next():
                 self._do(job)
@@ -389,6 +397,14 @@ class Engine:
             self._running = None
             self._turns.served()
             self._end(job, state)
+
+
+def _step_back() -> None:
+    """Let others go first where cores are scarce; threads that torch starts from here inherit it."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own that can be named so
+        me = threading.get_native_id()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICER)
 
 
 def _nothing(desk: Desk) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from PIL import Image
 
 import jpgen
 from demo.gallery import Gallery, GalleryError, Item
@@ -71,13 +74,34 @@ def told(path: Path) -> jpgen.Settings | None:
         return None
 
 
-def picture(made: Made, *, width: int | str = "stretch") -> None:
+def picture(made: Made) -> None:
     """The very bytes of the file, PNG with its metadata; says so where the file is gone."""
     data = made.read()
     if data:
-        st.image(data, width=width, output_format="PNG", alt=made.alt)  # type: ignore[arg-type]
+        st.image(data, width="stretch", output_format="PNG", alt=made.alt)
     else:
         failure(say("picture.gone"))
+
+
+def small(kept: Gallery, item: Item, *, width: int | str = "stretch") -> None:
+    """The thumbnail of a picture of the gallery, handed on as it is: bytes of WebP Streamlit would decode and encode anew in every run."""
+    data = kept.thumbnail(item)
+    if data:
+        st.image(webp_address(data), width=width, alt=item.prompt)  # type: ignore[arg-type]
+    else:
+        failure(say("picture.gone"))
+
+
+def webp_address(data: bytes) -> str:
+    """A WebP as an address that holds it."""
+    return "data:image/webp;base64," + base64.b64encode(data).decode()
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """A picture as JPEG, which st.image hands on as it is where it is not wider than its place."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def facts(settings: jpgen.Settings) -> None:

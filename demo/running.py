@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,12 @@ from PIL import Image
 
 from demo.engine import Desk, QueueFull, Snapshot, UnknownTicket
 from demo.notices import failure, notice
+from demo.results import jpeg
 from demo.studio import session, studio
 from demo.words import say
 
-EVERY = 0.4
-"""Seconds between two looks at a job that waits or runs."""
+EVERY = 0.5
+"""Seconds between two looks at a job that waits or runs: every look is a run of its own, here and in the browser."""
 
 
 def start(page: str, work: Callable[[Desk], Any], *, title: str) -> None:
@@ -80,6 +80,7 @@ def _look(page: str) -> Snapshot | None:
 
 def _finish(page: str, snapshot: Snapshot) -> None:
     del st.session_state[f"{page}/ticket"]
+    st.session_state.pop(f"{page}/preview", None)
     st.session_state[f"{page}/ended"] = (snapshot.state, snapshot.error)
     if snapshot.state == "done" or snapshot.results:
         st.session_state[f"{page}/outcome"] = snapshot.results or (() if snapshot.result is None else (snapshot.result,))
@@ -92,7 +93,7 @@ def _watch(page: str, partly: Callable[[tuple[Any, ...]], None] | None) -> None:
     if partly is not None and snapshot.results:
         partly(snapshot.results)
     if snapshot.preview is not None:
-        st.image(_png(snapshot.preview), width="stretch", alt=say("job.preview"), output_format="PNG")
+        st.image(_preview(page, snapshot.preview), width="stretch", alt=say("job.preview"), output_format="JPEG")
     st.progress(snapshot.fraction, text=_told(snapshot))
     st.button(
         say("job.cancel"), key=f"{page}-cancel", icon=":material/stop_circle:", on_click=studio().engine.cancel, args=(snapshot.ticket,),
@@ -119,7 +120,10 @@ def _told(snapshot: Snapshot) -> str:
     return say("job.step", step=snapshot.step, steps=snapshot.steps) + pictures + left
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def _preview(page: str, image: Image.Image) -> bytes:
+    """The preview as JPEG, encoded once however often it is looked at before the next one."""
+    kept = st.session_state.get(f"{page}/preview")
+    if kept is None or kept[0] is not image:
+        kept = st.session_state[f"{page}/preview"] = (image, jpeg(image))
+    encoded: bytes = kept[1]
+    return encoded

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import secrets
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +32,22 @@ class Studio:
 
 def _open(model: str, *, vae: str | None = None) -> Any:
     """A pipeline whose objects, and those of the libraries it brought, are left out of later garbage collections: one takes half a second else."""
-    made = (open_pipeline or jpgen.Pipeline)(model, vae=vae)
+    with _short_turns():
+        made = (open_pipeline or jpgen.Pipeline)(model, vae=vae)
     gc.collect()
     gc.freeze()
     return made
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let threads hand on the interpreter every millisecond: the imports of a model would keep it for 5 each time a page asks for anything."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(0.001)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _prepare(desk: Desk, model: str) -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def load_catalog(file: Path | None = None) -> dict[str, Entry]:
         >>> load_catalog()["mame"].family
         'pixart'
     """
-    tables = tomllib.loads((resources.files("jpgen") / "catalog.toml").read_text("utf-8"))
+    tables = dict(_shipped())
     chosen = file or user_file()
     if chosen:
         try:
@@ -129,6 +130,13 @@ def load_catalog(file: Path | None = None) -> dict[str, Entry]:
         for name, table in added.items():
             tables[name] = _merged(tables.get(name, {}), table) if isinstance(table, dict) else table
     return {name: _entry(name, table) for name, table in tables.items()}
+
+
+@cache
+def _shipped() -> Mapping[str, Any]:
+    """The tables of jpgen's own file, parsed once: a model's card alone asks for them several times."""
+    tables: dict[str, Any] = tomllib.loads((resources.files("jpgen") / "catalog.toml").read_text("utf-8"))
+    return tables
 
 
 def find_model(name: str) -> Entry:

@@ -103,6 +103,16 @@ def test_a_users_file_adds_and_replaces(tmp_path: Path) -> None:
         _ = catalog["mine"].folder
 
 
+def test_the_own_file_is_parsed_once_and_what_is_given_out_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_catalog()
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[mame]\ntitle = "べつの豆"\n', "utf-8")
+    assert load_catalog(mine)["mame"].title == "べつの豆"
+    load_catalog().clear()
+    monkeypatch.setattr("jpgen.catalog.tomllib.loads", None)
+    assert load_catalog() == whole
+
+
 def test_the_users_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert user_file() is None
     (tmp_path / "config" / "jpgen").mkdir(parents=True)

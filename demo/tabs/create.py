@@ -32,14 +32,14 @@ def show() -> None:
     left, right = st.columns([5, 6], gap="large")
     with left:
         form, beginnings, words = st.container(), st.container(), st.container()
-        settings = _settings()  # drawn first: the button of the form hands in what they say
-        chosen = _form(form, words, settings)
+        st.fragment(_settings)()  # drawn first: the button of the form hands in what they say
+        _form(form, words)
         with beginnings:
-            _examples()
+            st.fragment(_examples)()
         _drop()
     with right:
         _pictures()
-        _understood(chosen)
+        _understood(_chosen())
 
 
 def _examples() -> None:
@@ -73,10 +73,11 @@ def _preset() -> None:
 
 def _take(text: str) -> None:
     st.session_state[f"{PAGE}/prompt"] = text
+    st.rerun()  # the box is outside of the fragment
 
 
-def _settings() -> Chosen:
-    """How to draw, all but the style."""
+def _settings() -> None:
+    """How to draw, all but the style: kept for what asks for it, as a change of it runs this alone."""
     with st.expander(say("settings"), icon=":material/tune:"):
         card = choosing.choose_model(PAGE)
         route, translator = choosing.choose_route(PAGE, card)
@@ -85,15 +86,22 @@ def _settings() -> Chosen:
         most = studio().settings.max_count
         count = st.slider(say("count"), 1, most, key=f"{PAGE}/count", persist_state="session") if most > 1 else 1
         seed = choosing.choose_seed(PAGE)
-    return Chosen(card.name, route, translator, choosing.NO_STYLE, width, height, steps, guidance, count, seed)
+    chosen = Chosen(card.name, route, translator, choosing.NO_STYLE, width, height, steps, guidance, count, seed)
+    st.session_state[f"{PAGE}/chosen"] = chosen
 
 
-def _form(form: Any, words: Any, settings: Chosen) -> Chosen:
+def _chosen() -> Chosen:
+    """How to draw, as it stands."""
+    chosen: Chosen = st.session_state[f"{PAGE}/chosen"]
+    return replace(chosen, style=str(st.session_state.get(f"{PAGE}/style") or choosing.NO_STYLE))
+
+
+def _form(form: Any, words: Any) -> None:
     """The boxes for words with their buttons in `form`, style and negative presets in `words`."""
     with words:
         left, right = st.columns(2)
         with left:
-            chosen = replace(settings, style=choosing.choose_style(PAGE))
+            choosing.choose_style(PAGE)
         right.selectbox(
             say("preset"), ["", *negatives()], key=f"{PAGE}/preset", on_change=_preset, format_func=lambda one: one or say("style.none"),
             help=say("preset.help"),
@@ -103,9 +111,8 @@ def _form(form: Any, words: Any, settings: Chosen) -> Chosen:
         st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=110, placeholder=say("prompt.placeholder"), persist_state="session")
         st.text_area(say("negative"), key=f"{PAGE}/negative", height=68, placeholder=say("negative.placeholder"), persist_state="session")
         with st.container(horizontal=True):
-            st.form_submit_button(say("generate"), type="primary", icon=":material/brush:", on_click=_generate, args=(chosen,), key="generate")
+            st.form_submit_button(say("generate"), type="primary", icon=":material/brush:", on_click=_generate, key="generate")
             st.form_submit_button(say("read"), icon=":material/menu_book:", on_click=_look, key="read")
-    return chosen
 
 
 def _typed() -> tuple[str, str]:
@@ -118,8 +125,9 @@ def _look() -> None:
     st.session_state[f"{PAGE}/looked"] = True
 
 
-def _generate(chosen: Chosen) -> None:
+def _generate() -> None:
     _look()
+    chosen = _chosen()
     seed = choosing.next_seed(PAGE, int(st.session_state.get(f"{PAGE}/seed", chosen.seed)))
     _begin(chosen, seed)
 

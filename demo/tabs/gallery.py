@@ -17,7 +17,7 @@ from demo.tabs import create
 from demo.words import say
 
 PAGE = "gallery"
-ACROSS, AT_ONCE = 4, 24
+ACROSS, AT_ONCE = 4, 12
 ANY = ""
 MOST_LETTERS = 200
 """Of what is searched for."""
@@ -155,11 +155,7 @@ def _grid(kept: Gallery, items: tuple[Item, ...]) -> list[Item]:
     for first in range(0, len(items), ACROSS):
         for column, item in zip(st.columns(ACROSS), items[first : first + ACROSS], strict=False):
             with column:
-                small = kept.thumbnail(item)
-                if small:
-                    st.image(small, width="stretch", alt=item.prompt)
-                else:
-                    failure(say("picture.gone"))
+                results.small(kept, item)
                 st.text(("★ " if item.favourite else "") + item.prompt[:40])
                 if st.checkbox(say("gallery.pick"), key=f"{PAGE}/pick/{_round()}/{item.id}"):
                     marked.append(item)

@@ -32,7 +32,7 @@ def show() -> None:
     with left:
         source = sources.choose(PAGE)
         if source is not None:
-            st.image(source.image, width=256, output_format="PNG", alt=source.settings.source if source.settings else say("picture"))
+            source.show()
             _ask(source)
     with right:
         if not running.follow(PAGE):

@@ -44,7 +44,7 @@ def show() -> None:
             required=True,
         )  # fmt: skip
         if mode != PART:
-            st.image(source.image, width=256, output_format="PNG", alt=_alt(source))
+            source.show()
         if mode == WORDS:
             _words(source)
         else:
@@ -69,7 +69,7 @@ def _whole(source: Source) -> Redrawing:
 
 
 def _part(source: Source) -> Redrawing:
-    mask = paint_mask(source.image, identity=source.identity, alt=_alt(source), key="mask")
+    mask = paint_mask(source.address, source.image.size, identity=source.identity, alt=source.alt, key="mask")
     if mask is None:
         notice(say("mask.none"))
     return Redrawing(PART, _strength(PART, 1.0, most=1.0), mask)
@@ -162,12 +162,8 @@ def _reword(source: Source) -> None:
         drawn = pipeline.generate(prompt, seed=settings.seed, config=settings.config, on_step=desk.on_step)
         desk.deliver(keep(kept, drawn, "repair"))
 
-    st.session_state[f"{PAGE}/difference"] = (changed, source.image)
+    st.session_state[f"{PAGE}/difference"] = (changed, source.shown)
     running.start(PAGE, draw, title=prompt.source)
-
-
-def _alt(source: Source) -> str:
-    return source.settings.source if source.settings else say("picture")
 
 
 def _difference() -> None:
@@ -184,4 +180,4 @@ def _difference() -> None:
     if changed.note:
         notice(one_language(changed.note))
     st.text(say("words.before"))
-    st.image(before, width=256, output_format="PNG", alt=say("words.before"))
+    st.image(before, width=sources.SHOWN, output_format="JPEG", alt=say("words.before"))

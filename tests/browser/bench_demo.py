@@ -32,14 +32,27 @@ WATCH = """() => {
 }"""
 """Measures in the page, in ms: the longest wait for an answer of the server, and the longest task that kept the page from answering."""
 
-ASK = """async () => {
+ASK_EXAMPLES = """async () => {
   const shown = () => document.querySelector(".st-key-examples").innerText;
   const before = shown(), began = performance.now();
   document.querySelector(".st-key-examples-more button").click();
   while (shown() === before) await new Promise((resume) => setTimeout(resume, 4));
   return performance.now() - began;
 }"""
-"""Asks for other examples, and measures in ms how long it takes until they are there: a click, a run of the whole page, its change."""
+"""Asks for other examples, and measures in ms how long it takes until they are there: a click, a run of a part of the page, its change."""
+
+OPEN = """async ([tab, button]) => {
+  const began = performance.now();
+  [...document.querySelectorAll("a")].find((link) => link.innerText.trim().endsWith(tab)).click();
+  const named = (one) => one.innerText.trim().endsWith(button) && !one.closest("[data-stale=true]");
+  const there = () => document.querySelector("h1").innerText === tab && [...document.querySelectorAll("main button")].some(named);
+  while (!there()) await new Promise((resume) => setTimeout(resume, 4));
+  return performance.now() - began;
+}"""
+"""Opens a page by its name, and measures in ms how long it takes until its main button is there: a click, a run of the whole page."""
+
+PAGES = (("くらべる", "くらべる"), ("ギャラリー", "ごみ箱へ"), ("つくる", "生成"))
+"""Pages that are opened while pictures are drawn, with a button of each."""
 
 
 def memory(server: Server) -> float:
@@ -98,12 +111,13 @@ def first_picture(browser: Browser, server: Server) -> Page:
 
 def use(sessions: list[Page], server: Server, minutes: float) -> None:
     """All sessions draw, again and again, the first one asks for this and that meanwhile; says how long it waited, and how the memory grew."""
-    rounds, start, waits = 0, 0.0, []
+    rounds, start, asked, went = 0, 0.0, [], []
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
         for page, text in zip(sessions, PROMPTS, strict=True):
             begin(page, text)
-        waits += [sessions[0].evaluate(ASK) for _ in range(3)]
+        asked += [sessions[0].evaluate(ASK_EXAMPLES) for _ in range(3)]
+        went += [sessions[0].evaluate(OPEN, [*there]) for there in PAGES]
         for page in sessions:
             finish(page)
         rounds += 1
@@ -112,7 +126,8 @@ def use(sessions: list[Page], server: Server, minutes: float) -> None:
         if rounds % 10 == 1:
             say(f"round {rounds}: {memory(server):.0f} MiB")
     gaps = sessions[0].evaluate("window.jpGaps")
-    say(f"while drawing: a click and what it changes {median(waits):.0f} ms (median of {len(waits)}), {max(waits):.0f} ms at most")
+    for what, waits in (("a click that changes a part of the page", asked), ("a click that opens another page", went)):
+        say(f"while drawing: {what} {median(waits):.0f} ms (median of {len(waits)}), {max(waits):.0f} ms at most")
     say(f"longest wait for the server {gaps['ping']:.0f} ms, longest task of the page {gaps['task']:.0f} ms")
     if start:
         grown = memory(server) / start - 1

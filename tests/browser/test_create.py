@@ -96,6 +96,34 @@ def test_an_edit_is_undone_and_used_again(gated: Server, visit: Callable[..., Pa
     expect(facts).to_contain_text("3匹の猫")
 
 
+def test_a_part_that_changes_is_sent_alone_and_what_depends_on_it_follows(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    sent: list[None] = []
+    cdp = page.context.new_cdp_session(page)
+    cdp.send("Network.enable")
+    cdp.on("Network.webSocketFrameReceived", lambda _: sent.append(None))
+    fill(page, PROMPT, "三匹の猫")
+    page.get_by_role("button", name="読み取りを見る").click()
+    expect(page.locator(".jp-chip")).to_be_visible()
+    settled(page)
+    whole = len(sent)
+    sent.clear()
+    page.get_by_role("button", name="別の例").click()
+    expect(page.get_by_role("button", name="夕焼けの海に浮かぶ赤い船")).not_to_be_visible()
+    settled(page)
+    assert len(sent) < whole / 3
+
+    page.locator(".st-key-example-0 button").click()
+    expect(page.get_by_role("textbox", name=PROMPT)).to_have_value(page.locator(".st-key-example-0").inner_text())
+    page.get_by_text("スタイルの見本").click()
+    page.get_by_role("button", name="水彩画", exact=True).click()
+    expect(page.get_by_role("combobox", name="スタイル (Style)")).to_have_value("水彩画 · watercolor")
+    page.get_by_text("設定", exact=True).click()
+    page.get_by_role("combobox", name="読み方 (Route)").click()
+    page.get_by_role("option", name="書いたまま渡す").click()
+    expect(page.get_by_text("書いたまま渡します。")).to_be_visible()
+
+
 def test_what_was_handed_in_survives_a_visit_to_another_page(gated: Server, visit: Callable[..., Page]) -> None:
     page = visit(gated)
     fill(page, PROMPT, "桜並木")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from PIL import Image
 
-from demo.engine import GENERAL_ERROR, MEMORY_ERROR, Desk, Engine, QueueFull, UnknownTicket
+from demo.engine import GENERAL_ERROR, MEMORY_ERROR, NICER, Desk, Engine, QueueFull, UnknownTicket
 from jpgen import Cancelled, Pipeline, SettingError, Step
 
 WAIT = 60  # seconds until a test that hangs fails
@@ -77,6 +79,27 @@ def test_work_runs_and_its_result_is_there(make: Callable[..., Engine]) -> None:
     assert (shot.state, shot.result, shot.title, shot.fraction, shot.ended) == ("done", 42, "六×七", 1.0, True)
     with pytest.raises(FrozenInstanceError):
         shot.state = "failed"  # type: ignore[misc]
+
+
+def test_the_worker_and_what_it_starts_step_back(make: Callable[..., Engine]) -> None:
+    def told(found: list[int]) -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    def work(desk: Desk) -> list[int]:
+        found: list[int] = []
+        started = threading.Thread(target=told, args=(found,))  # as torch starts its own
+        started.start()
+        started.join()
+        told(found)
+        return found
+
+    mine: list[int] = []
+    told(mine)
+    engine = make()
+    wanted = min(19, mine[0] + NICER) if sys.platform == "linux" else mine[0]
+    assert engine.wait(engine.submit("a", work), session="a", timeout=WAIT).result == [wanted, wanted]
+    told(mine)
+    assert mine[0] == mine[1]  # of the pages nothing has changed
 
 
 def test_sessions_take_turns_and_positions_are_told(make: Callable[..., Engine]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,11 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import demo.studio
-from demo.choosing import SAMPLES
+import jpgen
+from demo import choosing
 from demo.frame import TABS
-from demo.results import Made
-from jpgen import Generation, ModelInfo, Prompt, SamplingConfig, Step, read_settings
+from demo.results import Made, of_item
+from jpgen import Generation, ModelInfo, Prompt, SamplingConfig, Step, normalize, read_settings
 
 WAIT = 60
 
@@ -194,4 +197,94 @@ def test_a_full_disk_loses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     page.button(key="generate").click().run()
     done(page, "create")
     assert any("空きがありません" in one.proto.body for one in page.get("html"))
-    assert len(page.image) == 1 + len(list(SAMPLES.glob("*.webp")))
+    assert [one.alt for image in page.image for one in image.proto.imgs] == ["猫"]
+
+
+# ── what a run costs, in counts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often pictures are encoded and decoded, and how often the catalogue and the settings inside of pictures are read."""
+    counts: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        whole = getattr(owner, name)
+
+        def counting(*given: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return whole(*given, **named)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(Image.Image, "save")
+    count(jpgen, "read_picture")
+    count(jpgen, "read_settings")
+    count(choosing, "model_cards")
+    return counts
+
+
+@pytest.mark.parametrize("tab", list(TABS))
+def test_a_second_run_of_a_page_encodes_decodes_and_reads_nothing(tab: str, counted: Counter[str]) -> None:
+    for text in ("赤い船", "青い花"):
+        kept = demo.studio.studio().pictures.add(Instant("mame").generate(normalize(text), seed=1, on_step=lambda _: True))
+    page = visit(tab)
+    if tab in ("repair", "recognise"):
+        page.session_state[f"{tab}/source"] = of_item(kept)
+        page.run()
+    if tab == "repair":
+        page.segmented_control(key="repair/mode").set_value("part")
+    page.run()
+    counted.clear()
+    page.run()
+    assert not page.exception
+    assert counted == {}
+
+
+class Held(Instant):
+    """A pipeline that shows a preview after its first step, and goes on when it is let."""
+
+    stepped, let = threading.Event(), threading.Event()
+
+    def generate(self, prompt: Prompt, *, seed: int, config: SamplingConfig | None = None, on_step: Any = None, init: Any = None) -> Generation:
+        on_step(Step(1, 2, lambda: [Image.new("RGB", (64, 64), "navy")]))
+        self.stepped.set()
+        assert self.let.wait(WAIT)
+        return super().generate(prompt, seed=seed, config=config, on_step=on_step)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
+    Held.stepped.clear(), Held.let.clear()
+    monkeypatch.setattr(demo.studio, "open_pipeline", Held)
+    yield Held
+    Held.let.set()
+
+
+def test_a_preview_is_encoded_once_however_often_it_is_looked_at(held: type[Held], counted: Counter[str]) -> None:
+    page = visit("create")
+    page.text_area(key="create/prompt").set_value("猫")
+    counted.clear()
+    page.button(key="generate").click().run()
+    assert held.stepped.wait(WAIT)
+    for _ in range(3):
+        page.run()
+        assert [one.alt for image in page.image for one in image.proto.imgs] == ["描いている途中の絵"]
+    assert counted["save"] == 1
+    held.let.set()
+    done(page, "create")
+    assert "create/preview" not in page.session_state
+
+
+def test_an_example_fills_the_box_and_a_sample_chooses_the_style() -> None:
+    page = visit("create")
+    before = [page.button(key=f"example-{n}").label for n in range(3)]
+    page.button(key="examples-more").click().run()
+    after = [page.button(key=f"example-{n}").label for n in range(3)]
+    assert not {*before} & {*after}
+    page.button(key="example-1").click().run()
+    assert page.text_area(key="create/prompt").value == after[1]
+    page.session_state["create-style-box"] = True
+    page.run()
+    page.button(key="create-style-watercolor").click().run()
+    assert page.selectbox(key="create/style").value == next(name for name, style in choosing.styles().items() if style.english == "watercolor")
