@@ -109,7 +109,7 @@ class Worker:
         if kept is None and not job.makes and (kept := surveys.take([place.size for place in job.places])) is not None:
             survey.kept[job.piece] = kept
             for place, room in zip(job.places, kept, strict=True):
-                self._reader.read(place.path, place.stored.begin, room.numpy())
+                self._reader.fill(place, room.numpy())
         data = self._read_all(job) if kept is None else kept
         held = {
             model: one.view(TYPES[place.stored.dtype]) for model, one, place in zip(models_of(job.made), data, job.places, strict=True)
@@ -201,7 +201,7 @@ class Worker:
                 self._buffers.append(np.empty(0, np.uint8))
             if len(self._buffers[index]) < room:
                 self._buffers[index] = np.zeros(max(room, (PIECE + PAD) * bits), np.uint8)
-            self._reader.read(place.path, place.stored.begin, self._buffers[index][: place.size])
+            self._reader.fill(place, self._buffers[index][: place.size])
             made.append(torch.from_numpy(self._buffers[index][:room]))
         return made
 
