@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,11 +88,8 @@ class Worker:
             self._in_tiles(job)
 
     def _whole(self, job: Job) -> None:
-        def read(model: Model, name: str) -> Tensor:
-            return self._reader.tensor(self._plan.sources[model].tensors[name]).float()
-
         try:
-            value = compute(job.made, job.target, read)
+            value = compute(job.made, job.target, self._read_whole)
         except RuntimeError as error:  # of linear algebra on values that are not finite
             name, told = job.target.name, " ".join(str(error).split())[:200]
             raise WeightsError(f"{name} を計算できません / {name} cannot be computed{self._guilty(name)}: {told}") from error
@@ -99,6 +97,9 @@ class Worker:
         del value
         self._require_finite(job, out)
         self._write(job, out.view(torch.uint8))
+
+    def _read_whole(self, model: Model, name: str) -> Tensor:
+        return self._reader.tensor(self._plan.sources[model].tensors[name]).float()
 
     def _in_steps(self, job: Job) -> None:
         """Look at a piece, or make its values; or both, of a tensor that is one piece."""
@@ -175,18 +176,16 @@ class Worker:
 
     def _tile_reader(self, held: Mapping[Model, Tensor]) -> Callable[[Model, str], Tensor]:
         """Gives the values of the models, in fp32, each time in another of the buffers that are used again for every tile."""
-        taken = itertools.count()
+        return partial(self._in_next_buffer, held, itertools.count())
 
-        def read(model: Model, _name: str) -> Tensor:
-            index, values = next(taken), held[model]
-            count = values.numel()
-            if index == len(self._tiles):
-                self._tiles.append(torch.empty(STRIP))
-            if self._tiles[index].numel() < count:  # a row that is longer
-                self._tiles[index] = torch.empty(count)
-            return self._tiles[index][:count].copy_(values)
-
-        return read
+    def _in_next_buffer(self, held: Mapping[Model, Tensor], taken: Iterator[int], model: Model, _name: str) -> Tensor:
+        index, values = next(taken), held[model]
+        count = values.numel()
+        if index == len(self._tiles):
+            self._tiles.append(torch.empty(STRIP))
+        if self._tiles[index].numel() < count:  # a row that is longer
+            self._tiles[index] = torch.empty(count)
+        return self._tiles[index][:count].copy_(values)
 
     def _read_all(self, job: Job, more: int = 0) -> list[Tensor]:
         """The bytes of each place in a buffer that is used again, filled up to a multiple of `more` values."""

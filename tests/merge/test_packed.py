@@ -1,5 +1,6 @@
 """Models whose tensors are packed in 8 or 4 bits are merged as the values they stand for: those that `load_weights` gives, mixed by torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,17 @@ from tests.toys import stable_diffusion as sd
 T = 0.3
 
 
+def pack(path: Path, tensors: Mapping[str, Tensor], bits: int = 8) -> dict[str, Tensor]:
+    """Write matrices and kernels in so many bits, and all else as it is; returns the values."""
+    save_weights(path, tensors, bits=lambda _, tensor: bits if tensor.dim() > 1 else 32)
+    return load_weights(path)
+
+
 def packed(path: Path, bits: int, seed: int) -> dict[str, Tensor]:
     """A file of a matrix longer than a piece, whose rows end elsewhere than pieces, a kernel, and a bias that is not packed; its values."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {name: torch.randn(shape, generator=generator) for name, shape in {"w": (1100, 1000), "k": (8, 4, 3, 3), "bias": (5,)}.items()}
-    save_weights(path, tensors, bits=lambda _, tensor: bits if tensor.dim() > 1 else 32)
-    return load_weights(path)
+    shapes = {"w": (1100, 1000), "k": (8, 4, 3, 3), "bias": (5,)}
+    return pack(path, {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, bits)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -48,28 +54,27 @@ def test_every_way_to_make_a_tensor_reads_them(bits: int, tmp_path: Path) -> Non
     for seed, name in enumerate("ab"):
         save_file(packed(tmp_path / f"{name}.safetensors", bits, seed), tmp_path / f"{name}_plain.safetensors")
 
-    def made(root: Node, kind: str) -> dict[str, Tensor]:
+    def made(suffix: str, kind: str) -> dict[str, Tensor]:
+        a, b = (model(tmp_path / f"{name}{suffix}.safetensors") for name in "ab")
+        root: Node = a if kind == COPY else Merge("slerp", (a, b), {"t": T})
         assert kind in {job.kind for job in plan(Recipe(root)).jobs}
         return load_file(merge(root, tmp_path / "m.safetensors"))
 
-    for suffix in ("", "_plain"):
-        a, b = (model(tmp_path / f"{name}{suffix}.safetensors") for name in "ab")
-        found = {**made(a, COPY), **{f"slerp.{name}": value for name, value in made(Merge("slerp", (a, b), {"t": T}), STEPS).items()}}
-        if suffix:
-            assert found.keys() == wanted.keys() and all(torch.equal(value, wanted[name]) for name, value in found.items())
-        wanted = found
-    assert all(torch.equal(wanted[name], value) and wanted[name].dtype == torch.float32 for name, value in load_weights(tmp_path / "a.safetensors").items())
+    for kind in (COPY, STEPS):
+        found, wanted = made("", kind), made("_plain", kind)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(value, wanted[name]) and value.dtype == torch.float32 for name, value in found.items())
 
 
 def test_parts_of_packed_tensors_are_found_in_other_layouts(tmp_path: Path) -> None:
     """The rows of query, key and value of OpenCLIP's one tensor, and its projection, which lies the other way round."""
     texts = [sd.text_model(64, 16, projection=16, seed=seed, layers=2) for seed in range(2)]
     one, two = (sd.open_clip(text, "conditioner.embedders.1.") for text in texts)
-    save_weights(tmp_path / "a.safetensors", one, bits=lambda _, tensor: 8 if tensor.dim() > 1 else 32)
-    save_file({f"text_encoder_2.{name}": value.contiguous() for name, value in texts[1].state_dict().items()}, tmp_path / "b.safetensors")
-    made = load_file(merge(Merge("lerp", (model(tmp_path / "a.safetensors"), model(tmp_path / "b.safetensors")), {"t": T}), tmp_path / "m.safetensors"))
-    values = load_weights(tmp_path / "a.safetensors")
-    assert made.keys() == values.keys() and not torch.equal(values["conditioner.embedders.1.model.text_projection"], one["conditioner.embedders.1.model.text_projection"])
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    values = pack(a, one)
+    save_file({f"text_encoder_2.{name}": value.contiguous() for name, value in texts[1].state_dict().items()}, b)
+    made = load_file(merge(Merge("lerp", (model(a), model(b)), {"t": T}), tmp_path / "m.safetensors"))
+    assert made.keys() == values.keys()
     for name, value in values.items():
         assert torch.equal(made[name], value if name.endswith("logit_scale") else torch.lerp(value, two[name], T)), name
 
@@ -81,16 +86,15 @@ def test_mame_and_a_fine_tune_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     mame = load_weights(find_model("mame").folder / "transformer" / WEIGHTS)
     Path("tuned/transformer").mkdir(parents=True)
-    save_weights(Path("tuned/transformer") / WEIGHTS, {name: value * 1.01 for name, value in mame.items()}, bits=lambda _, value: 8 if value.dim() > 1 else 32)
-    tuned = load_weights(Path("tuned/transformer") / WEIGHTS)
+    tuned = pack(Path("tuned/transformer") / WEIGHTS, {name: value * 1.01 for name, value in mame.items()})
     inputs = [{"model": name, "component": "transformer"} for name in ("mame", "tuned")]
     Path("mine.yaml").write_text(yaml.safe_dump({"root": {"method": "lerp", "inputs": inputs, "t": T}, "dtype": "fp16"}))
-    done = CliRunner().invoke(main, ["merge", "mine.yaml", "-o", "m.safetensors"])
+    done = CliRunner().invoke(main, ["merge", "mine.yaml", "-o", "out"])
     assert done.exit_code == 0, done.output
-    made = load_file("m.safetensors")
-    assert made.keys() == mame.keys()
+    made = load_file(Path("out/transformer") / WEIGHTS)
+    assert made.keys() == mame.keys() and Path("out/transformer/config.json").is_file()
     assert all(torch.equal(value, torch.lerp(mame[name], tuned[name], T).half()) for name, value in made.items())
-    done = CliRunner().invoke(main, ["merge", "verify", "m.safetensors"])
+    done = CliRunner().invoke(main, ["merge", "verify", "out"])
     assert done.exit_code == 0 and "2 inputs, every byte" in done.stdout, done.output
 
 

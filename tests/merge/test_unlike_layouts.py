@@ -87,7 +87,7 @@ def both_ways(a: Node, b: Node) -> Node:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the checks of types, which other tests of the same functions make: of a thousand small tensors they take four times what merging does."""
+    """Without the checks of types, that tests of the same functions make: of a thousand small tensors they take four times what merging does."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
