@@ -74,8 +74,7 @@ def find_input(leaf: Model | Lora) -> Files | Mapping[str, Files]:
     row = find_model(leaf.name)
     if leaf.file:
         return _files(row, leaf.file, None)
-    opened = models.open_model(leaf.name)
-    return find_files(replace(leaf, name=opened.path or str(opened.folder)))
+    return find_files(replace(leaf, name=str(models.open_model(leaf.name).place)))
 
 
 def terms_of(recipe: Recipe) -> dict[str, Terms]:

@@ -26,7 +26,8 @@ BLOCK = 32
 
 METADATA_KEY = "jpgen.quantized"
 SCALE = ".scale"
-
+SCALES = ("F32", "F16", "BF16")
+"""Types a scale may have."""
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file name of diffusers' weights."""
@@ -139,7 +140,7 @@ def _shards(index: Path) -> list[Path]:
 
 def _read(path: Path, header: Header, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors of a file whose header has been checked."""
-    quantized = _quantized(path, header)
+    quantized = packed_tensors(path, header)
     scales = {name + SCALE for name in quantized}
     loaded = {}
     try:
@@ -148,15 +149,15 @@ def _read(path: Path, header: Header, dtype: torch.dtype | None) -> dict[str, Te
                 tensor = file.get_tensor(name)
                 if name in quantized:
                     bits, shape = quantized[name]
-                    tensor = (_unpack8 if bits == 8 else _unpack4)(tensor, file.get_tensor(name + SCALE)).reshape(shape)
+                    tensor = unpack(tensor, file.get_tensor(name + SCALE), bits).reshape(shape)
                 loaded[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     except (SafetensorError, OSError, RuntimeError) as error:
         raise WeightsError(f"{path} は壊れています / damaged weight file {path} ({error}); fetch it again") from error
     return loaded
 
 
-def _quantized(path: Path, header: Header) -> dict[str, tuple[int, list[int]]]:
-    """Bits and shape of each quantised tensor; raises WeightsError unless packed values, scale and shape fit together."""
+def packed_tensors(path: Path, header: Header) -> dict[str, tuple[int, list[int]]]:
+    """Bits and shape of each quantised tensor of a file; raises WeightsError unless packed values, scale and shape fit together."""
     try:
         table = json.loads(header.metadata.get(METADATA_KEY, "{}"))
         quantized = {name: (entry["bits"], entry["shape"]) for name, entry in table.items()}
@@ -170,13 +171,18 @@ def _quantized(path: Path, header: Header) -> dict[str, tuple[int, list[int]]]:
     for name, (bits, shape) in quantized.items():
         packed, scale = header.tensors[name], header.tensors[name + SCALE]
         sides = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
-        fits = bits in (4, 8) and sides and len(packed.shape) == 2 and scale.shape == (packed.shape[0], 1)
+        fits = bits in (4, 8) and sides and len(packed.shape) == 2 and scale.shape == (packed.shape[0], 1) and scale.dtype in SCALES
         fits = fits and (packed.dtype == "I8" if bits == 8 else packed.dtype == "U8" and packed.shape[1] == BLOCK // 2)
         if not fits or math.prod(shape) != math.prod(packed.shape) * 8 // bits:
             raise WeightsError(
                 f"{path} は壊れています / damaged weight file {path}: quantised tensor {name} does not fit its bits, scale or shape; fetch it again"
             )
     return quantized
+
+
+def unpack(packed: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """fp32 [rows, values] of rows packed in 8 or 4 bits and their scales [rows, 1]."""
+    return (_unpack8 if bits == 8 else _unpack4)(packed, scale)
 
 
 def _pack8(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import settings
 
+import tests.typechecks  # noqa: F401  # before anything of jpgen: what checks it
 from jpgen.pipeline import Pipeline
 from jpgen.types import ModelInfo
 

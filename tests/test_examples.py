@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from jpgen.api import load_generation
 from jpgen.cli import main
+from jpgen.metadata import read_settings
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 PYTHON = [re.sub(r"^  ", "", block, flags=re.MULTILINE) for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)]
@@ -34,8 +35,9 @@ def test_commands_of_readme_run(command: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, shlex.split(command)[1:])
     assert done.exit_code == 0, done.output
-    for path in done.output.split():
-        assert load_generation(path).prompt.source in command
+    first, *others = done.output.split()
+    assert load_generation(first).prompt.source in command  # drawn again
+    assert all(read_settings(Path(path)).prompt.source in command for path in others)
 
 
 MODULES = (

@@ -62,7 +62,7 @@ class LiveMerge:
             yield shown
 
     def write(self, recipe: Recipe, output: Path) -> Path:
-        """Write the merged weights as one fp32 file of the component, also of models whose files are packed, which `jpgen merge` does not mix.
+        """Write the merged weights as one fp32 file of the component, as they are drawn with here.
 
         All of it is in memory at once. Raises as `applied` does, and OutputError.
         """

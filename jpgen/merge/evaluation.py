@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,18 +150,18 @@ def tile_length(shape: Sequence[int], rows: bool) -> int:
 def passes(made: Expression) -> tuple[tuple[tuple[Apply, int], ...], ...]:
     """What is looked at in each pass over the pieces of a tensor, before its values are made: nodes of the tree, and which of their looks it is."""
     found: dict[int, list[tuple[Apply, int]]] = {}
-
-    def after(node: Expression) -> int:
-        """In which pass all is known that the node's values are made of."""
-        begin = max(map(after, node.inputs), default=0) if isinstance(node, Apply) else 0
-        if not isinstance(node, Apply):
-            return begin
-        for number in range(len(node.method.looks)):
-            found.setdefault(begin + number, []).append((node, number))
-        return begin + len(node.method.looks)
-
-    after(made)
+    _find_passes(made, found)
     return tuple(tuple(found[number]) for number in sorted(found))
+
+
+def _find_passes(node: Expression, found: dict[int, list[tuple[Apply, int]]]) -> int:
+    """In which pass all is known that the node's values are made of; the looks at it and at what it is made of are added to `found`."""
+    if not isinstance(node, Apply):
+        return 0
+    begin = max((_find_passes(one, found) for one in node.inputs), default=0)
+    for number in range(len(node.method.looks)):
+        found.setdefault(begin + number, []).append((node, number))
+    return begin + len(node.method.looks)
 
 
 def compute(made: Expression, target: Target, read: Callable[[Model, str], Tensor], *, rows: bool | None = None) -> Tensor:
@@ -221,7 +222,7 @@ def _in_tiles(made: Apply, target: Target, inputs: Sequence[Tensor], rows: bool)
 def _applied(made: Apply, target: Target, inputs: Sequence[Tensor], tile: Tile, seen: Mapping[str, Any]) -> Tensor:
     more: dict[str, Any] = {}
     if made.method.chance:
-        more[CHANCE] = _lots(made, target, tile.number)
+        more[CHANCE] = partial(_lots, made.place, target, tile.number)
     if made.method.placed:
         more[PART] = _placed(tile)
     if made.method.looks:
@@ -236,14 +237,10 @@ def _placed(tile: Tile) -> Part:
     return tile.part
 
 
-def _lots(made: Apply, target: Target, tile: int) -> Callable[[int], np.random.Generator]:
-    """The generators of the models' lots: of the seed, the place in the tree, the tensor's name, the model's index and the tile."""
-
-    def generator(index: int) -> np.random.Generator:
-        told = f"{target.seed}\0{made.place}\0{target.name}\0{index}\0{tile}".encode()
-        return np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.sha256(told).digest()[:16], "little")))
-
-    return generator
+def _lots(place: str, target: Target, tile: int, index: int) -> np.random.Generator:
+    """The generator of a model's lots: of the seed, the place in the tree, the tensor's name, the model's index and the tile."""
+    told = f"{target.seed}\0{place}\0{target.name}\0{index}\0{tile}".encode()
+    return np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.sha256(told).digest()[:16], "little")))
 
 
 def _adapted(made: Adapt, target: Target, read: Callable[[Model, str], Tensor], rows: bool) -> Tensor:

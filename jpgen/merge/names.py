@@ -106,7 +106,7 @@ def _place(tensors: Mapping[str, Place], moved: Moved) -> Place:
     view = "swap" if len(moved.slices) > 1 else moved.view if moved.view == "transpose" else ""
     row = math.prod(place.stored.shape[1:]) * BITS[place.stored.dtype] // 8
     skipped = part.rows[0] * row if part.rows and not view else 0
-    return Place(place.path, Stored(moved.stored.dtype, moved.stored.shape, place.stored.begin + skipped), place.name, view)
+    return replace(place, stored=Stored(moved.stored.dtype, moved.stored.shape, place.stored.begin + skipped), view=view)
 
 
 def _faults(wanted: Mapping[str, Place], tensors: Mapping[str, Place]) -> Counter[str]:

@@ -103,7 +103,7 @@ class Plan:
 
     @property
     def bytes_needed(self) -> int:
-        """Bytes of the inputs that must be read."""
+        """Bytes of the inputs' values that must be read (of packed ones as fp32)."""
         return sum(place.size for job in self.jobs if job.makes for place in job.places)
 
 
@@ -206,7 +206,8 @@ def _follows(last: Job, job: Job) -> bool:
         return False
     pairs = zip(last.places, job.places, strict=True)
     return all(
-        one.path == other.path and one.stored.dtype == other.stored.dtype and one.stored.begin + one.size == other.stored.begin
+        one.path == other.path and one.packed is other.packed and one.stored.dtype == other.stored.dtype
+        and one.stored.begin + one.size == other.stored.begin
         for one, other in pairs
     )
 
@@ -217,7 +218,7 @@ def _alike(one: Expression, other: Expression) -> bool:
 
 def _longer(one: Place, other: Place) -> Place:
     stored = one.stored
-    return Place(one.path, Stored(stored.dtype, (math.prod(stored.shape) + math.prod(other.stored.shape),), stored.begin))
+    return replace(one, stored=Stored(stored.dtype, (math.prod(stored.shape) + math.prod(other.stored.shape),), stored.begin))
 
 
 def _pieces(runs: Iterator[Job]) -> Iterator[Job]:
@@ -262,4 +263,4 @@ def _steps(run: Job) -> Iterator[Job]:
 
 def _cut(place: Place, start: int, count: int) -> Place:
     stored = place.stored
-    return Place(place.path, Stored(stored.dtype, (count,), stored.begin + start * BITS[stored.dtype] // 8))
+    return replace(place, stored=Stored(stored.dtype, (count,), stored.begin + start * BITS[stored.dtype] // 8))

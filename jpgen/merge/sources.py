@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from jpgen.merge.groups import COMPONENTS
 from jpgen.merge.keys import KeySpace, canonical
 from jpgen.merge.recipe import Lora, Model
 from jpgen.safety import BITS, Stored, check_safetensors
-from jpgen.weights import find_weights
+from jpgen.weights import SCALE, find_weights, packed_tensors, unpack
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 """Types that are merged; tensors of others (counters, positions) must be the same in all models, and stay as they are."""
+
+PACKED_TYPES = {"I8": torch.int8, "U8": torch.uint8}
+"""Types of packed values."""
 
 Files = Sequence[Path]
 Find = Callable[[Model | Lora], Files | Mapping[str, Files]]
@@ -39,20 +42,31 @@ ORIGINALS = ("model.diffusion_model.", "cond_stage_model.transformer.", "conditi
 
 
 @dataclass(frozen=True)
+class Packed:
+    """How a tensor is quantised (see `jpgen.weights`): `bits` a value, in a file's `values` [rows, bytes], with a scale for each row in `scales`."""
+
+    bits: int
+    values: Stored
+    scales: Stored
+
+
+@dataclass(frozen=True)
 class Place:
     """A tensor in a file: from which byte on, its type and shape, and what the file calls the tensor that it is, or is a part of.
 
-    `view` is how it lies there: "" as it is, "transpose", or "swap" (its lower half comes first).
+    `view` is how it lies there: "" as it is, "transpose", or "swap" (its lower half comes first). One that is `packed` counts its bytes as if it lay
+    unpacked, in fp32, in a file of its own.
     """
 
     path: Path
     stored: Stored
     name: str = ""
     view: str = ""
+    packed: Packed | None = None
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of its values."""
         return math.prod(self.stored.shape) * BITS[self.stored.dtype] // 8
 
 
@@ -109,17 +123,26 @@ def open_source(node: Model, found: Files | Mapping[str, Files]) -> Source:
     tensors: dict[str, Place] = {}
     for component, paths in found.items():
         for path in paths:
-            for name, stored in check_safetensors(path).tensors.items():
+            for name, place in _places(path).items():
                 full = f"{component}.{name}" if component else name
                 if full in tensors:
                     raise WeightsError(f"{node.name}: {full} が二つのファイルにあります / {node.name}: {full} is in two of its files: fetch it again")
-                tensors[full] = Place(path, stored, full)
+                tensors[full] = replace(place, name=full)
     if node.component:
         inside = _of_component(node.component, tensors)
         if not inside:
             raise WeightsError(f"{node.name} に {node.component} がありません / {node.name} holds no {node.component}: {some(tensors)}")
         tensors = inside
     return Source(tuple(path for paths in found.values() for path in paths), tensors, folder)
+
+
+def _places(path: Path) -> dict[str, Place]:
+    """The tensors of a file; quantised ones are one with their scales."""
+    header = check_safetensors(path)
+    made = {name: Place(path, stored) for name, stored in header.tensors.items()}
+    for name, (bits, shape) in packed_tensors(path, header).items():
+        made[name] = Place(path, Stored("F32", tuple(shape)), packed=Packed(bits, made[name].stored, made.pop(name + SCALE).stored))
+    return made
 
 
 def stem_of(component: str) -> str:
@@ -210,11 +233,29 @@ class Reader:
                 raise WeightsError(f"{path} が途中で短くなりました / {path} was cut off while it was read: fetch it again")
             reached += got
 
+    def fill(self, place: Place, into: Any) -> None:
+        """Fill the writable buffer with the values at a place, of what is packed with those that it stands for; raises as `read` does."""
+        if place.packed is None:
+            self.read(place.path, place.stored.begin, into)
+            return
+        bits, values, scales = place.packed.bits, place.packed.values, place.packed.scales
+        row, wanted = values.shape[1] * 8 // bits, torch.frombuffer(into, dtype=torch.float32)
+        begin = place.stored.begin // wanted.element_size()
+        first, last = begin // row, -(-(begin + len(wanted)) // row)
+        rows, scale = (self._rows(place.path, stored, first, last) for stored in (values, scales))
+        wanted.copy_(unpack(rows, scale, bits).view(-1)[begin - first * row :][: len(wanted)])
+
+    def _rows(self, path: Path, stored: Stored, first: int, last: int) -> Tensor:
+        """Rows of a matrix as it is stored."""
+        made = torch.empty((last - first, stored.shape[1]), dtype=PACKED_TYPES.get(stored.dtype) or TYPES[stored.dtype])
+        self.read(path, stored.begin + first * stored.shape[1] * made.element_size(), made.view(torch.uint8).numpy())
+        return made
+
     def tensor(self, place: Place) -> Tensor:
-        """The whole tensor as it is stored."""
+        """The whole tensor as it is stored, or unpacked."""
         made = torch.empty(place.size, dtype=torch.uint8)
         if place.size:
-            self.read(place.path, place.stored.begin, made.numpy())
+            self.fill(place, made.numpy())
         shape = place.stored.shape[::-1] if place.view == "transpose" else place.stored.shape
         return turned(made.view(TYPES[place.stored.dtype]).reshape(shape), place.view)
 

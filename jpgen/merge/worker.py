@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,11 +88,8 @@ class Worker:
             self._in_tiles(job)
 
     def _whole(self, job: Job) -> None:
-        def read(model: Model, name: str) -> Tensor:
-            return self._reader.tensor(self._plan.sources[model].tensors[name]).float()
-
         try:
-            value = compute(job.made, job.target, read)
+            value = compute(job.made, job.target, self._read_whole)
         except RuntimeError as error:  # of linear algebra on values that are not finite
             name, told = job.target.name, " ".join(str(error).split())[:200]
             raise WeightsError(f"{name} を計算できません / {name} cannot be computed{self._guilty(name)}: {told}") from error
@@ -99,6 +97,9 @@ class Worker:
         del value
         self._require_finite(job, out)
         self._write(job, out.view(torch.uint8))
+
+    def _read_whole(self, model: Model, name: str) -> Tensor:
+        return self._reader.tensor(self._plan.sources[model].tensors[name]).float()
 
     def _in_steps(self, job: Job) -> None:
         """Look at a piece, or make its values; or both, of a tensor that is one piece."""
@@ -109,7 +110,7 @@ class Worker:
         if kept is None and not job.makes and (kept := surveys.take([place.size for place in job.places])) is not None:
             survey.kept[job.piece] = kept
             for place, room in zip(job.places, kept, strict=True):
-                self._reader.read(place.path, place.stored.begin, room.numpy())
+                self._reader.fill(place, room.numpy())
         data = self._read_all(job) if kept is None else kept
         held = {
             model: one.view(TYPES[place.stored.dtype]) for model, one, place in zip(models_of(job.made), data, job.places, strict=True)
@@ -175,18 +176,16 @@ class Worker:
 
     def _tile_reader(self, held: Mapping[Model, Tensor]) -> Callable[[Model, str], Tensor]:
         """Gives the values of the models, in fp32, each time in another of the buffers that are used again for every tile."""
-        taken = itertools.count()
+        return partial(self._in_next_buffer, held, itertools.count())
 
-        def read(model: Model, _name: str) -> Tensor:
-            index, values = next(taken), held[model]
-            count = values.numel()
-            if index == len(self._tiles):
-                self._tiles.append(torch.empty(STRIP))
-            if self._tiles[index].numel() < count:  # a row that is longer
-                self._tiles[index] = torch.empty(count)
-            return self._tiles[index][:count].copy_(values)
-
-        return read
+    def _in_next_buffer(self, held: Mapping[Model, Tensor], taken: Iterator[int], model: Model, _name: str) -> Tensor:
+        index, values = next(taken), held[model]
+        count = values.numel()
+        if index == len(self._tiles):
+            self._tiles.append(torch.empty(STRIP))
+        if self._tiles[index].numel() < count:  # a row that is longer
+            self._tiles[index] = torch.empty(count)
+        return self._tiles[index][:count].copy_(values)
 
     def _read_all(self, job: Job, more: int = 0) -> list[Tensor]:
         """The bytes of each place in a buffer that is used again, filled up to a multiple of `more` values."""
@@ -201,7 +200,7 @@ class Worker:
                 self._buffers.append(np.empty(0, np.uint8))
             if len(self._buffers[index]) < room:
                 self._buffers[index] = np.zeros(max(room, (PIECE + PAD) * bits), np.uint8)
-            self._reader.read(place.path, place.stored.begin, self._buffers[index][: place.size])
+            self._reader.fill(place, self._buffers[index][: place.size])
             made.append(torch.from_numpy(self._buffers[index][:room]))
         return made
 

@@ -13,6 +13,7 @@ from collections import namedtuple
 from collections.abc import Mapping
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from click.testing import CliRunner
@@ -84,6 +85,13 @@ def both_ways(a: Node, b: Node) -> Node:
     return Merge("weighted_sum", (Merge("slerp", (a, b), {"t": groups}), Merge("dare", (a, b), {"density": 0.5})), {"weights": (0.4, 0.6)})
 
 
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the checks of types, that tests of the same functions make: of a thousand small tensors they take four times what merging does."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("family", WRITERS)
 def test_any_layouts_give_the_bytes_of_single_files_merged_and_converted(family: str, tmp_path: Path) -> None:
     a, b = two_models(tmp_path, family)
@@ -206,6 +214,7 @@ def test_chance_is_the_same_for_a_bare_file_and_a_folder(tmp_path: Path) -> None
 # ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_the_folder_draws_what_the_file_draws(family: str, tmp_path: Path) -> None:
     """Of single files alone, with configs told by their shapes; and with those of a folder that went in."""
@@ -227,6 +236,7 @@ def test_what_a_folder_predicts_is_told_in_the_file(tmp_path: Path) -> None:
     assert check_safetensors(out).metadata["modelspec.prediction_type"] == "v"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_folder_tells_how_it_was_made_and_is_verified(tmp_path: Path) -> None:
     two_models(tmp_path, "sd1")
     out = merge(Merge("lerp", (model(tmp_path / "a.safetensors"), model(tmp_path / "fb")), {"t": T}), tmp_path / "m")
@@ -253,8 +263,7 @@ def test_a_folder_tells_how_it_was_made_and_is_verified(tmp_path: Path) -> None:
 
 
 def test_an_old_folder_is_replaced_only_if_it_was_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    two_models(tmp_path, "sd1")
-    nodes = Merge("lerp", (model(tmp_path / "a.safetensors"), model(tmp_path / "fb")), {"t": T})
+    nodes = Merge("lerp", small_models(tmp_path), {"t": T})
     first = data(merge(nodes, tmp_path / "m"))
     again = Merge("lerp", nodes.inputs, {"t": 0.4})
     assert data(merge(again, tmp_path / "m")) != first
@@ -263,7 +272,7 @@ def test_an_old_folder_is_replaced_only_if_it_was_merged(tmp_path: Path, monkeyp
     (tmp_path / "m" / "diary.txt").write_text("mine")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "note.txt").write_text("mine")
-    (tmp_path / "link").symlink_to(tmp_path / "fa")
+    (tmp_path / "link").symlink_to(tmp_path / "taken")
     for name in ("m", "taken", "link"):
         with pytest.raises(OutputError, match=r"neither empty nor a merged folder|is the input"):
             merge(nodes, tmp_path / name)
@@ -276,7 +285,7 @@ def test_an_old_folder_is_replaced_only_if_it_was_merged(tmp_path: Path, monkeyp
         patch.setattr("shutil.disk_usage", lambda _: usage(9, 9, 100))
         with pytest.raises(OutputError, match="GB wanted"):
             merge(nodes, tmp_path / "full")
-    names = {"a.safetensors", "b.safetensors", "fa", "fb", "m", "taken", "link"}
+    names = {"a.safetensors", "b.safetensors", "fb", "m", "taken", "link"}
     assert {path.name for path in tmp_path.iterdir()} == names and (tmp_path / "taken" / "note.txt").read_text() == "mine"
 
 
@@ -376,7 +385,8 @@ def test_adapters_fit_every_layout(style: str, tmp_path: Path) -> None:
     changes = adapter(tmp_path / "l.safetensors", style)
     one, two = load_file(a), load_file(b)
     wanted = {name: torch.lerp(one[name].float(), two[name].float(), T) + 0.5 * change for name, change in changes.items()}
-    for first, second in ((a, b), (a, tmp_path / "fb"), (tmp_path / "fa", b)):
+    layouts = ((a, b), (a, tmp_path / "fb"), (tmp_path / "fa", b))
+    for first, second in layouts if style == "kohya" else layouts[1:2]:  # the style is gone when the file has been read
         nodes = Merge("add_lora", (Merge("lerp", (model(first), model(second)), {"t": T}), Lora(str(tmp_path / "l.safetensors"))), {"scale": 0.5})
         recipe = Recipe(nodes, dtype="fp32")
         made = load_file(merge(recipe, tmp_path / "m.safetensors"))
