@@ -47,7 +47,7 @@ TEXT_LENGTH = 24
 """Tokens of a caption; the 1 % that are longer are passed over."""
 
 SHIFT = 6.0
-"""Of the times: t becomes s t / (1 + (s − 1) t)."""
+"""Of the times, in training as in sampling: t becomes s t / (1 + (s − 1) t)."""
 
 HEAVIEST = 10.0
 """Weight of an error at the most, where there is little noise."""
@@ -58,9 +58,6 @@ WARM_UP = 50
 EMA_DECAY = 0.995
 LEARNING_RATE = 2e-3
 SAVE_EVERY = 100
-FLOW_SHIFT = 3.0
-"""Of the sampler's times: more steps where the picture is decided."""
-
 READ_AFTER = 4
 """The reader looks at what this many blocks have made of the picture."""
 
@@ -211,7 +208,7 @@ def write_backbone(model: PixArtTransformer2DModel, folder: Path) -> None:
     target.mkdir(exist_ok=True)
     model.save_config(target)
     save_weights(target / WEIGHTS, model.state_dict(), bits=eight_bit_matrices)
-    DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="sample", flow_shift=FLOW_SHIFT).save_pretrained(folder / "scheduler")
+    DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="sample", flow_shift=SHIFT).save_pretrained(folder / "scheduler")
 
 
 SHEET = (
