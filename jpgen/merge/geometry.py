@@ -46,11 +46,14 @@ def karcher(dots: Tensor, values: Values) -> Factors:
         return shares
     unit = dots / sizes.outer(sizes)
     share = torch.tensor(shares, dtype=torch.float64)
-    at = share / (share @ unit @ share).clamp_min(1e-300).sqrt()  # x = Σ at·u
+    middle = float(share @ unit @ share)
+    if middle < PARALLEL**2:  # they point away from each other: no direction is their mean
+        return shares
+    at = share / math.sqrt(middle)  # x = Σ at·u
     for _ in range(STEPS):
         cosine = (unit @ at).clamp(-1, 1)
         angle = cosine.acos()
-        ratio = torch.where(angle > PARALLEL, angle / angle.sin().clamp_min(1e-300), torch.ones_like(angle)) * share
+        ratio = torch.where(angle.sin() > PARALLEL, angle / angle.sin().clamp_min(1e-300), torch.ones_like(angle)) * share
         step = ratio - at * (ratio @ cosine)
         length = float((step @ unit @ step).clamp_min(0).sqrt())
         if length < CLOSE:
@@ -126,7 +129,7 @@ def nuslerp(a: Tensor, b: Tensor, *, t: Fraction, part: Part) -> Tensor:
 def karcher_mean(*models: Tensor, weights: Annotated[Weights, Range(0.0, 10.0)] = 1.0, seen: Annotated[Factors, gram(karcher)]) -> Tensor:
     """The Riemannian (Karcher) mean of the directions, times the mean of the lengths (Karcher 1977; Afsari 2011, arXiv 0906.5083).
 
-    The x of the unit sphere where Σ wₖ·log_x(uₖ) = 0, found by x ← exp_x(Σ wₖ·log_x(uₖ)).
+    The x of the unit sphere where Σ wₖ·log_x(uₖ) = 0, found by x ← exp_x(Σ wₖ·log_x(uₖ)). Of directions that cancel out it is the plain mean.
     """
     return combined(models, seen, out=models[0])
 

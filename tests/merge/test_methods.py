@@ -268,6 +268,13 @@ def test_the_karcher_mean_has_no_pull_to_any_side() -> None:
     torch.testing.assert_close(two, run("slerp", a / a.norm(), b / b.norm(), t=0.5), rtol=1e-5, atol=1e-6)
 
 
+def test_the_karcher_mean_of_opposite_directions_is_finite() -> None:
+    a = tensors(1, (20, 10))[0]
+    close(run("karcher_mean", a, -a), torch.zeros_like(a).double())
+    close(run("karcher_mean", a, -3 * a, weights=(3.0, 1.0)), 1.5 * a.double())  # on a's side, as long as both are on average
+    close(run("karcher_mean", torch.tensor(1.25), torch.tensor(-0.5), torch.tensor(2.0)), torch.tensor(1.25).double())
+
+
 def test_likeness_tells_how_far() -> None:
     a, b = tensors(2, (40, 30))
     x, y = a.double(), b.double()
