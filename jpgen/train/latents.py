@@ -128,7 +128,9 @@ class LatentPool:
 
     def sample(self, batch: int, length: int, english: float, rng: np.random.Generator) -> Batch:
         """A random batch, every text padded to `length` tokens; longer ones are passed over. `english` is the share of English captions."""
-        latents, rows, places = [], [], []
+        latents: list[Tensor] = []
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
         while len(rows) < batch:
             shard = self.shards[int(rng.integers(len(self.shards)))]
             index = int(rng.integers(len(shard["latents"])))
