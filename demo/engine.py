@@ -12,38 +12,27 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import os
-import secrets
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jpgen
+from demo.jobs import ENDED, Job, Snapshot, State
+from demo.priority import step_back
 from demo.turns import Turns
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 log = logging.getLogger("jpgen.demo")
 
 T = TypeVar("T")
-State = Literal["waiting", "running", "done", "cancelled", "failed"]
-ENDED = ("done", "cancelled", "failed")
 GENERAL_ERROR = (
     "うまくいきませんでした。設定を変えてもう一度お試しください。続くときは、動かしている人に時刻を伝えてください / "
     "something went wrong: try again with other settings; if it goes on, tell whoever runs this when it happened"
 )
 PREVIEW_PAUSE = 4
 """How long no preview is decoded after one, in times of what it took: of a machine that is slow or busy they take a fifth at most."""
-
-NICER = 5
-"""By how much the worker steps back (Linux): a core that the pages or the browser want is theirs three times out of four. Not more: a worker that
-hardly runs would keep the interpreter's lock from the pages."""
 
 MEMORY_ERROR = "メモリが足りません。絵を小さくするか、枚数を減らしてください / out of memory: draw smaller or fewer pictures"
 
@@ -54,68 +43,6 @@ class QueueFull(jpgen.JpgenError):
 
 class UnknownTicket(jpgen.JpgenError):
     """No such ticket of this session: it was never given, is another's, or was forgotten long after its end."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A job as it stands. `position`: jobs to be done before it (0: its turn); `fraction` 0…1 of all its pictures.
-
-    `step` of `steps` belong to the picture that is being drawn, number `part` (from 1) of `parts`. `results` are what is finished so far, `result`
-    what the work returned. `opening`: a model is being loaded. `seconds_left` is None where nothing can be said yet.
-    """
-
-    ticket: str
-    title: str
-    state: State
-    position: int = 0
-    step: int = 0
-    steps: int = 0
-    part: int = 1
-    parts: int = 1
-    fraction: float = 0.0
-    opening: bool = False
-    preview: Image.Image | None = None
-    results: tuple[Any, ...] = ()
-    result: Any = None
-    error: str = ""
-    seconds_left: float | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing will change any more."""
-        return self.state in ENDED
-
-
-@dataclass(eq=False)
-class _Job:
-    """A job as the engine keeps it; every field is read and written under the engine's lock."""
-
-    session: str
-    work: Callable[[Desk], Any]
-    title: str
-    ticket: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    state: State = "waiting"
-    cancelled: bool = False
-    watched: bool = True
-    seen: float = 0.0
-    ended: float = 0.0
-    began: float | None = None  # when its first step was done: what comes before (opening a model) tells nothing of the rest
-    begun: float = 0.0  # the fraction that was done by then
-    step: int = 0
-    steps: int = 0
-    parts: int = 1
-    opening: bool = False
-    preview: Image.Image | None = None
-    preview_due: float = 0.0
-    results: tuple[Any, ...] = ()
-    result: Any = None
-    error: str = ""
-
-    @property
-    def fraction(self) -> float:
-        if self.state == "done":
-            return 1.0
-        return min(1.0, (len(self.results) + (self.step / self.steps if self.steps else 0.0)) / self.parts)
 
 
 @dataclass(frozen=True)
@@ -130,7 +57,7 @@ class _Opened:
 class Desk:
     """What a job has at hand while it runs."""
 
-    def __init__(self, engine: Engine, job: _Job) -> None:
+    def __init__(self, engine: Engine, job: Job) -> None:
         self._engine, self._job = engine, job
 
     @property
@@ -186,9 +113,9 @@ class Engine:
         self._idle_seconds, self._away_seconds, self._kept, self._kept_seconds = idle_seconds, away_seconds, kept, kept_seconds
         self._open_pipeline, self._clock = open_pipeline, clock
         self._changed = threading.Condition()
-        self._turns: Turns[_Job] = Turns()
-        self._jobs: dict[str, _Job] = {}
-        self._running: _Job | None = None
+        self._turns: Turns[Job] = Turns()
+        self._jobs: dict[str, Job] = {}
+        self._running: Job | None = None
         self._open: _Opened | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="jpgen-demo-engine", daemon=True)
@@ -211,7 +138,7 @@ class Engine:
                     f"いま混み合っています（{self.capacity} 件待ち）。少し待ってからもう一度押してください / "
                     f"the queue is full ({self.capacity} waiting): try again in a moment"
                 )
-            job = _Job(session, work, title, seen=self._clock())
+            job = Job(session, work, title, seen=self._clock())
             self._jobs[job.ticket] = job
             self._turns.add(session, job)
             self._changed.notify_all()
@@ -269,31 +196,23 @@ class Engine:
 
     # ── what is called with the lock held ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _job(self, ticket: str, session: str) -> _Job:
+    def _job(self, ticket: str, session: str) -> Job:
         job = self._jobs.get(ticket)
         if job is None or job.session != session:  # one answer for both: another's ticket must not be told from none
             raise UnknownTicket("この整理券はありません。もう一度生成してください / no such ticket: generate again")
         return job
 
-    def _snapshot(self, job: _Job) -> Snapshot:
-        fraction = job.fraction
-        left = None
-        if job.state == "running" and job.began is not None and fraction > job.begun:
-            left = (self._clock() - job.began) * (1 - fraction) / (fraction - job.begun)
-        return Snapshot(
-            job.ticket, job.title, job.state,
-            position=self._turns.ahead(job.session, job) if job.state == "waiting" else 0,
-            step=job.step, steps=job.steps, part=min(len(job.results) + 1, job.parts), parts=job.parts, fraction=fraction, opening=job.opening,
-            preview=job.preview, results=job.results, result=job.result, error=job.error, seconds_left=left,
-        )  # fmt: skip
+    def _snapshot(self, job: Job) -> Snapshot:
+        ahead = self._turns.ahead(job.session, job) if job.state == "waiting" else 0
+        return job.snapshot(position=ahead, now=self._clock())
 
-    def _cancel(self, job: _Job) -> None:
+    def _cancel(self, job: Job) -> None:
         if job.state == "waiting" and self._turns.remove(job.session, job):
             self._end(job, "cancelled")
         elif job.state == "running":
             job.cancelled = True
 
-    def _end(self, job: _Job, state: State) -> None:
+    def _end(self, job: Job, state: State) -> None:
         job.state, job.ended, job.preview, job.opening = state, self._clock(), None, False
         job.work = _nothing  # what it holds (pictures, masks) is not needed any more
         self._changed.notify_all()
@@ -312,11 +231,11 @@ class Engine:
 
     # ── what the worker calls, without the lock ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _stops(self, job: _Job) -> bool:
+    def _stops(self, job: Job) -> bool:
         with self._changed:
             return job.cancelled or self._clock() - job.seen > self._away_seconds
 
-    def _opened(self, job: _Job, model: str, vae: str | None) -> Any:
+    def _opened(self, job: Job, model: str, vae: str | None) -> Any:
         key = (str(model), None if vae is None else str(vae))
         with self._changed:
             if self._open and self._open.key == key:
@@ -334,7 +253,7 @@ class Engine:
             raise jpgen.Cancelled("取り消されました / cancelled")
         return made
 
-    def _stepped(self, job: _Job, step: jpgen.Step) -> bool:
+    def _stepped(self, job: Job, step: jpgen.Step) -> bool:
         if self._stops(job):
             return False
         with self._changed:
@@ -351,7 +270,7 @@ class Engine:
         return not self._stops(job)
 
     def _work(self) -> None:
-        _step_back()
+        step_back()
         while not self._closed:
             if job := self._next():
                 self._do(job)
@@ -359,7 +278,7 @@ class Engine:
                 self._unload()
         self._open = None
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         """The next job, waited for; None when there was nothing to do for the idle time, or the engine closes."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._turns), self._idle_seconds if self._open else None)
@@ -378,7 +297,7 @@ class Engine:
             gc.unfreeze()  # see demo.studio
             gc.collect()
 
-    def _do(self, job: _Job) -> None:
+    def _do(self, job: Job) -> None:
         result, error = None, ""
         state: State = "done"
         try:
@@ -397,14 +316,6 @@ class Engine:
             self._running = None
             self._turns.served()
             self._end(job, state)
-
-
-def _step_back() -> None:
-    """Let others go first where cores are scarce; threads that torch starts from here inherit it."""
-    if sys.platform == "linux":  # elsewhere a thread has no priority of its own that can be named so
-        me = threading.get_native_id()
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICER)
 
 
 def _nothing(desk: Desk) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import streamlit as st
 from PIL import Image
 
-from demo.engine import Desk, QueueFull, Snapshot, UnknownTicket
+from demo.engine import Desk, QueueFull, UnknownTicket
+from demo.jobs import Snapshot
 from demo.notices import failure, notice
 from demo.results import jpeg
 from demo.studio import session, studio

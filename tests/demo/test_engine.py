@@ -14,7 +14,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 from PIL import Image
 
-from demo.engine import GENERAL_ERROR, MEMORY_ERROR, NICER, Desk, Engine, QueueFull, UnknownTicket
+from demo.engine import GENERAL_ERROR, MEMORY_ERROR, Desk, Engine, QueueFull, UnknownTicket
+from demo.priority import NICER
 from jpgen import Cancelled, Pipeline, SettingError, Step
 
 WAIT = 60  # seconds until a test that hangs fails
