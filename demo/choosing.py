@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -20,7 +21,13 @@ from jpgen import ModelCard, accept_terms, model_cards
 ROUTES = ("auto", "translate", "raw")
 NO_STYLE = ""
 SHAPES = {"square": (1, 1), "portrait": (3, 4), "landscape": (4, 3), "large": (1.5, 1.5)}
-"""Shapes of a picture as parts of the model's own sides; "own" lets the sides be typed."""
+"""Shapes of a picture as parts of the model's own sides."""
+
+OWN = "own"
+"""The shape whose sides are typed."""
+
+MULTIPLE = 64
+"""What the sides are multiples of: every model of the catalogue takes such (of those that want less it is a multiple, too)."""
 
 SAMPLES = Path(__file__).with_name("styles")
 
@@ -148,9 +155,9 @@ def _size(size: int) -> str:
     return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
 
 
-def choose_style(page: str) -> str:
+def choose_style(page: str) -> None:
     """The picker of styles."""
-    return st.selectbox(
+    st.selectbox(
         say("style"), [NO_STYLE, *styles()], key=f"{page}/style", persist_state="session", format_func=_style_label, help=say("style.help")
     )
 
@@ -191,56 +198,80 @@ def _style_label(name: str) -> str:
     return f"{name} · {styles()[name].english}" if styles()[name].english else name
 
 
-def choose_size(page: str, card: ModelCard) -> tuple[int, int]:
+def choose_size(page: str, card: ModelCard) -> None:
     """Width and height, by shape or typed."""
     shape = st.selectbox(
-        say("size"), [*SHAPES, "own"], format_func=lambda one: _shape_label(one, card), key=f"{page}/shape", persist_state="session"
+        say("size"), [*SHAPES, OWN], format_func=lambda one: _shape_label(one, card), key=f"{page}/shape", persist_state="session"
     )
-    if shape != "own":
-        return _sides(shape, card)
-    most = studio().settings.max_side
-    begin_with(f"{page}/width", min(most, card.default.width))
-    begin_with(f"{page}/height", min(most, card.default.height))
-    left, right = st.columns(2)
-    wide = left.number_input(say("width"), 64, most, step=32, key=f"{page}/width", persist_state="session")
-    high = right.number_input(say("height"), 64, most, step=32, key=f"{page}/height", persist_state="session")
-    return wide, high
+    if shape == OWN:
+        for column, side, usual in zip(st.columns(2), ("width", "height"), (card.default.width, card.default.height), strict=True):
+            with column:
+                _choose_side(f"{page}/{side}", say(side), usual)
+
+
+def _choose_side(key: str, label: str, usual: int) -> None:
+    begin_with(key, fitting_side(usual))
+    st.number_input(
+        label, MULTIPLE, _most_side(), step=MULTIPLE, key=key, persist_state="session", on_change=_fit, args=(key,),
+        help=say("size.multiple", multiple=MULTIPLE),
+    )  # fmt: skip
+
+
+def _fit(key: str) -> None:
+    """Take the nearest side that models take: stepping gives no other, but typing does."""
+    st.session_state[key] = fitting_side(st.session_state[key])
+
+
+def fitting_side(side: float) -> int:
+    """The side that every model takes and the settings allow, the nearest to this."""
+    return min(_most_side(), max(1, round(side / MULTIPLE)) * MULTIPLE)
+
+
+def _most_side() -> int:
+    return studio().settings.max_side // MULTIPLE * MULTIPLE
 
 
 def _shape_label(shape: str, card: ModelCard) -> str:
-    return say("shape.own") if shape == "own" else "{} {}×{}".format(say(f"shape.{shape}"), *_sides(shape, card))
+    return say("shape.own") if shape == OWN else "{} {}×{}".format(say(f"shape.{shape}"), *_sides(shape, card))
 
 
 def _sides(shape: str, card: ModelCard) -> tuple[int, int]:
     across, down = SHAPES[shape]
-    base = card.default.width, card.default.height
     if shape in ("portrait", "landscape"):  # the longer side stays the model's own
         across, down = across / max(across, down), down / max(across, down)
-    most = studio().settings.max_side // 64 * 64
-    return tuple(min(most, max(64, round(side * part / 64) * 64)) for side, part in zip(base, (across, down), strict=True))  # type: ignore[return-value]
+    return fitting_side(card.default.width * across), fitting_side(card.default.height * down)
 
 
-def choose_steps(page: str, card: ModelCard) -> tuple[int, float]:
+def choose_steps(page: str, card: ModelCard) -> None:
     """Steps of the sampler, and guidance."""
-    most = studio().settings.max_steps
-    begin_with(f"{page}/steps/{card.name}", min(most, card.default.steps))
-    begin_with(f"{page}/guidance/{card.name}", min(MOST_GUIDANCE, card.default.guidance_scale))
-    steps = st.slider(say("steps"), 1, most, key=f"{page}/steps/{card.name}", persist_state="session")
-    guidance = st.slider(
+    steps, guidance = _usual_sampling(card)
+    begin_with(f"{page}/steps/{card.name}", steps)
+    begin_with(f"{page}/guidance/{card.name}", guidance)
+    st.slider(say("steps"), 1, studio().settings.max_steps, key=f"{page}/steps/{card.name}", persist_state="session")
+    st.slider(
         say("guidance"), 0.0, MOST_GUIDANCE, step=0.1, key=f"{page}/guidance/{card.name}", persist_state="session", help=say("guidance.help")
     )
-    return steps, guidance
 
 
-def choose_seed(page: str) -> int:
+def _usual_sampling(card: ModelCard) -> tuple[int, float]:
+    return min(studio().settings.max_steps, card.default.steps), min(MOST_GUIDANCE, card.default.guidance_scale)
+
+
+def choose_count(page: str) -> None:
+    """How many pictures at a time."""
+    most = studio().settings.max_count
+    if most > 1:
+        st.slider(say("count"), 1, most, key=f"{page}/count", persist_state="session")
+
+
+def choose_seed(page: str) -> None:
     """The seed: typed, thrown, or another one each time unless it is locked."""
     key = f"{page}/seed"
     begin_with(key, secrets.randbelow(SEEDS))
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        seed = st.number_input(say("seed"), 0, MOST_SEED, step=1, key=key, persist_state="session", width=190)
+        st.number_input(say("seed"), 0, MOST_SEED, step=1, key=key, persist_state="session", width=190)
         st.button(say("seed.dice"), icon=":material/casino:", key=f"{page}-dice", on_click=throw, args=(page,))
         st.toggle(say("seed.lock"), key=f"{page}/lock", persist_state="session", help=say("seed.lock.help"))
-    return seed
 
 
 def throw(page: str) -> None:
@@ -257,14 +288,30 @@ def next_seed(page: str, used: int) -> int:
     return used
 
 
-def choose_route(page: str, card: ModelCard) -> tuple[str, str]:
-    """How Japanese reaches the model: ("auto" | "translate" | "raw", translator)."""
+def choose_route(page: str, card: ModelCard) -> None:
+    """How Japanese reaches the model, and by which translator if it is translated."""
     known = translators()
     routes = [route for route in ROUTES if route != "translate" or (known and card.route != "native")]
     route = st.selectbox(
         say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help"),
         on_change=st.rerun,  # not the settings alone: the page also shows how words are read
     )  # fmt: skip
-    if route != "translate":
-        return route, ""
-    return route, st.selectbox(say("translator"), list(known), key=f"{page}/translator", persist_state="session")
+    if route == "translate":
+        st.selectbox(say("translator"), list(known), key=f"{page}/translator", persist_state="session")
+
+
+def chosen(page: str) -> Chosen:
+    """What the widgets of a page say; for callbacks too, which are called before the page has run with what was changed last."""
+    card = models()[chosen_model()]
+    steps, guidance = _usual_sampling(card)
+
+    def told(name: str, usual: Any) -> Any:
+        return st.session_state.get(f"{page}/{name}", usual)
+
+    shape, route = told("shape", next(iter(SHAPES))), told("route", ROUTES[0])
+    own = fitting_side(told("width", card.default.width)), fitting_side(told("height", card.default.height))
+    width, height = own if shape == OWN else _sides(shape, card)
+    return Chosen(
+        card.name, route, told("translator", "") if route == "translate" else "", told("style", NO_STYLE) or NO_STYLE, width, height,
+        told(f"steps/{card.name}", steps), told(f"guidance/{card.name}", guidance), told("count", 1), told("seed", 0),
+    )  # fmt: skip

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import streamlit as st
 
@@ -31,15 +29,14 @@ def show() -> None:
     """The page."""
     left, right = st.columns([5, 6], gap="large")
     with left:
-        form, beginnings, words = st.container(), st.container(), st.container()
-        st.fragment(_settings)()  # drawn first: the button of the form hands in what they say
-        _form(form, words)
-        with beginnings:
-            st.fragment(_examples)()
+        _form()
+        st.fragment(_examples)()
+        _words()
+        st.fragment(_settings)()
         _drop()
     with right:
         _pictures()
-        _understood(_chosen())
+        _understood(choosing.chosen(PAGE))
 
 
 def _examples() -> None:
@@ -77,42 +74,36 @@ def _take(text: str) -> None:
 
 
 def _settings() -> None:
-    """How to draw, all but the style: kept for what asks for it, as a change of it runs this alone."""
+    """How to draw, all but the style: a change of it runs this alone."""
     with st.expander(say("settings"), icon=":material/tune:"):
         card = choosing.choose_model(PAGE)
-        route, translator = choosing.choose_route(PAGE, card)
-        width, height = choosing.choose_size(PAGE, card)
-        steps, guidance = choosing.choose_steps(PAGE, card)
-        most = studio().settings.max_count
-        count = st.slider(say("count"), 1, most, key=f"{PAGE}/count", persist_state="session") if most > 1 else 1
-        seed = choosing.choose_seed(PAGE)
-    chosen = Chosen(card.name, route, translator, choosing.NO_STYLE, width, height, steps, guidance, count, seed)
-    st.session_state[f"{PAGE}/chosen"] = chosen
+        choosing.choose_route(PAGE, card)
+        choosing.choose_size(PAGE, card)
+        choosing.choose_steps(PAGE, card)
+        choosing.choose_count(PAGE)
+        choosing.choose_seed(PAGE)
 
 
-def _chosen() -> Chosen:
-    """How to draw, as it stands."""
-    chosen: Chosen = st.session_state[f"{PAGE}/chosen"]
-    return replace(chosen, style=str(st.session_state.get(f"{PAGE}/style") or choosing.NO_STYLE))
-
-
-def _form(form: Any, words: Any) -> None:
-    """The boxes for words with their buttons in `form`, style and negative presets in `words`."""
-    with words:
-        left, right = st.columns(2)
-        with left:
-            choosing.choose_style(PAGE)
-        right.selectbox(
-            say("preset"), ["", *negatives()], key=f"{PAGE}/preset", on_change=_preset, format_func=lambda one: one or say("style.none"),
-            help=say("preset.help"),
-        )  # fmt: skip
-        choosing.show_samples(PAGE)
-    with form, st.form("create-form", border=False, enter_to_submit=False):
+def _form() -> None:
+    """The boxes for words, with their buttons."""
+    with st.form("create-form", border=False, enter_to_submit=False):
         st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=110, placeholder=say("prompt.placeholder"), persist_state="session")
         st.text_area(say("negative"), key=f"{PAGE}/negative", height=68, placeholder=say("negative.placeholder"), persist_state="session")
         with st.container(horizontal=True):
             st.form_submit_button(say("generate"), type="primary", icon=":material/brush:", on_click=_generate, key="generate")
             st.form_submit_button(say("read"), icon=":material/menu_book:", on_click=_look, key="read")
+
+
+def _words() -> None:
+    """What adds words: style and negative presets."""
+    left, right = st.columns(2)
+    with left:
+        choosing.choose_style(PAGE)
+    right.selectbox(
+        say("preset"), ["", *negatives()], key=f"{PAGE}/preset", on_change=_preset, format_func=lambda one: one or say("style.none"),
+        help=say("preset.help"),
+    )  # fmt: skip
+    choosing.show_samples(PAGE)
 
 
 def _typed() -> tuple[str, str]:
@@ -127,9 +118,8 @@ def _look() -> None:
 
 def _generate() -> None:
     _look()
-    chosen = _chosen()
-    seed = choosing.next_seed(PAGE, int(st.session_state.get(f"{PAGE}/seed", chosen.seed)))
-    _begin(chosen, seed)
+    chosen = choosing.chosen(PAGE)
+    _begin(chosen, choosing.next_seed(PAGE, chosen.seed))
 
 
 def _begin(chosen: Chosen, seed: int) -> None:
@@ -238,6 +228,7 @@ def put_back(settings: jpgen.Settings) -> None:
     """Set the page's widgets to the settings of a picture, as far as they go; for callbacks."""
     known, limits = choosing.models(), studio().settings
     model = settings.model if settings.model in known else next(iter(known))
+    width, height = choosing.fitting_side(settings.config.width), choosing.fitting_side(settings.config.height)
     written = not settings.prompt.edits and settings.prompt.text == settings.source
     st.session_state.update(
         {
@@ -246,18 +237,24 @@ def put_back(settings: jpgen.Settings) -> None:
             choosing.MODEL: model,
             f"{PAGE}/route": "raw" if written and reading.changes(settings.source) else "auto",
             f"{PAGE}/style": choosing.NO_STYLE,
-            f"{PAGE}/shape": "own",
-            f"{PAGE}/width": min(limits.max_side, max(64, settings.config.width)),
-            f"{PAGE}/height": min(limits.max_side, max(64, settings.config.height)),
+            f"{PAGE}/shape": choosing.OWN,
+            f"{PAGE}/width": width,
+            f"{PAGE}/height": height,
             f"{PAGE}/steps/{model}": min(limits.max_steps, settings.config.steps),
             f"{PAGE}/guidance/{model}": min(choosing.MOST_GUIDANCE, float(settings.config.guidance_scale)),
             f"{PAGE}/count": 1,
             f"{PAGE}/seed": min(choosing.MOST_SEED, settings.seed),
             f"{PAGE}/seed-used": None,
             f"{PAGE}/looked": True,
-            f"{PAGE}/restored": settings.prompt.notes,
+            f"{PAGE}/restored": (*settings.prompt.notes, *_resized(settings, width, height)),
         }
     )
+
+
+def _resized(settings: jpgen.Settings, width: int, height: int) -> tuple[str, ...]:
+    """What is said where the sides are other than those of the picture."""
+    was, now = f"{settings.config.width}×{settings.config.height}", f"{width}×{height}"
+    return () if was == now else (f"大きさは選べるうちで近い {now} にしました（絵は {was}） / the size is {now}, the nearest one can choose ({was})",)
 
 
 def _drop() -> None:

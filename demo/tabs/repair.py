@@ -109,7 +109,7 @@ def _draw(source: Source, how: Redrawing) -> None:
         return running.refuse(PAGE, error)
     seed = source.settings.seed if source.settings else 1
     model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
-    width, height = _sides(source.image, how.times, studio().settings.max_side)
+    width, height = _sides(source.image, how.times)
 
     def draw(desk: Desk) -> None:
         pipeline = desk.pipeline(model)
@@ -122,10 +122,10 @@ def _draw(source: Source, how: Redrawing) -> None:
     running.start(PAGE, draw, title=prompt.source)
 
 
-def _sides(image: Image.Image, times: float, most: int) -> tuple[int, int]:
-    """The picture's sides (about), so many times larger, the longer one at most so long."""
-    scale = min(times, most / max(image.size))
-    width, height = (max(64, round(one * scale / 32) * 32) for one in image.size)
+def _sides(image: Image.Image, times: float) -> tuple[int, int]:
+    """Sides that models take, as near as can be to those of the picture so many times larger; the longer one at most so long."""
+    scale = min(times, studio().settings.max_side / max(image.size))
+    width, height = (choosing.fitting_side(one * scale) for one in image.size)
     return width, height
 
 

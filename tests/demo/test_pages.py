@@ -134,6 +134,60 @@ def test_the_seed_changes_unless_it_is_locked() -> None:
     assert seeds[1] == seeds[2] == seeds[3]
 
 
+def test_what_is_changed_just_before_the_click_is_drawn_and_a_typed_side_becomes_one_that_models_take() -> None:
+    page = visit("create")
+    page.selectbox(key="create/shape").set_value("own").run()
+    page.text_area(key="create/prompt").set_value("猫")
+    page.number_input(key="create/width").set_value(300)
+    page.slider(key="create/steps/mame").set_value(9)
+    page.selectbox(key="create/style").set_value(next(iter(choosing.styles())))
+    page.button(key="generate").click().run()  # all in one message, as a browser sends it that is quicker than the server
+    done(page, "create")
+    assert page.number_input(key="create/width").value == 320
+    settings = read_settings(pictures()[0].path)
+    assert (settings.config.width, settings.config.height, settings.config.steps) == (320, 256, 9)
+    assert settings.source != "猫"
+
+
+def test_every_side_that_is_offered_is_one_the_built_in_model_takes() -> None:
+    taken = jpgen.Pipeline("mame").backbone.size_multiple
+    page = visit("create")
+    page.selectbox(key="create/shape").set_value("own").run()
+    for side in ("width", "height"):
+        box = page.number_input(key=f"create/{side}")
+        assert [number % taken for number in (box.value, box.step, box.min, box.max)] == [0] * 4
+    sizes = [label.split()[-1] for label in page.selectbox(key="create/shape").options if "×" in label]
+    assert [int(side) % taken for size in sizes for side in size.split("×")] == [0] * 2 * len(choosing.SHAPES)
+
+
+def test_a_size_that_cannot_be_chosen_is_put_back_as_the_nearest_and_that_is_said() -> None:
+    page = visit("create")
+    page.text_area(key="create/prompt").set_value("猫")
+    page.button(key="generate").click().run()
+    done(page, "create")
+    (made,) = page.session_state["create/outcome"]
+    config = replace(made.settings.config, width=96, height=1000)
+    page.session_state["create/outcome"] = (replace(made, settings=replace(made.settings, config=config)),)
+    page.run()
+    page.button(key="create-restore-0").click().run()
+    assert [page.number_input(key=f"create/{side}").value for side in ("width", "height")] == [128, 1024]
+    assert any("128×1024 にしました（絵は 96×1000）" in one.proto.body for one in page.get("html"))
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((300, 200), (576, 384)), ((192, 256), (384, 512)), ((40, 900), (64, 1024))])
+def test_a_picture_of_any_size_is_drawn_anew_in_one_that_models_take(size: tuple[int, int], wanted: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size, "navy").save(tmp_path / "海.png")
+    page = visit("repair")
+    page.session_state["repair/source"] = Made("海.png", None, tmp_path / "海.png")
+    page.session_state["repair/mode"] = "larger"
+    page.run()
+    page.text_area(key="repair/larger/prompt").set_value("海")
+    page.button(key="larger-go").click().run()
+    done(page, "repair")
+    config = read_settings(pictures()[0].path).config
+    assert (config.width, config.height) == wanted
+
+
 @pytest.mark.parametrize(("prompt", "told"), [("", "描きたいもの"), ("　", "描きたいもの"), ("あ" * 100_000, "長すぎます"), ("# メモ", "描くもの")])
 def test_what_cannot_be_drawn_is_explained(prompt: str, told: str) -> None:
     page = visit("create")
