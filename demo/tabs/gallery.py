@@ -33,6 +33,13 @@ class Wanted:
     model: str
     kind: str
 
+    @property
+    def missing(self) -> str:
+        """The key of what is said where there is no such picture."""
+        if self.text or self.favourite or self.model or self.kind:
+            return "gallery.nothing"
+        return "gallery.bin_empty" if self.deleted else "gallery.empty"
+
 
 def show() -> None:
     """The page."""
@@ -61,10 +68,12 @@ def _page(kept: Gallery) -> None:
         if found.total > AT_ONCE:
             st.pagination(-(-found.total // AT_ONCE), key=f"{PAGE}/number", persist_state="session")
     if not found.items:
-        st.html(f'<div class="jp-empty">{say("gallery.empty")}</div>')
+        st.html(f'<div class="jp-empty">{say(wanted.missing)}</div>')
         return
     with st.form("gallery-form", border=False, enter_to_submit=False):
         marked = _grid(kept, found.items)
+        if wanted.deleted:
+            st.checkbox(say("gallery.sure"), key=_sure())
         with st.container(horizontal=True):
             acts = [act for name, icon, act in (IN_BIN if wanted.deleted else KEPT) if st.form_submit_button(say(name), icon=icon, key=name)]
     for act in acts:
@@ -99,6 +108,8 @@ def _put_back(kept: Gallery, marked: list[Item]) -> None:
 
 
 def _empty_bin(kept: Gallery, _: list[Item]) -> None:
+    if not st.session_state.get(_sure()):
+        return notice(say("gallery.sure_first"))
     kept.empty_bin()
     _renew()
 
@@ -191,6 +202,11 @@ ACTIONS = (("restore", ":material/settings_backup_restore:", _restore), ("tab.re
 
 def _number() -> int:
     return int(st.session_state.get(f"{PAGE}/number") or 1)
+
+
+def _sure() -> str:
+    """The key of the box that says that the bin may be emptied."""
+    return f"{PAGE}/sure/{_round()}"
 
 
 def _round() -> int:

@@ -85,13 +85,13 @@ def _recognise(source: Source) -> None:
 
 
 def bars(rows: list[tuple[str, float]]) -> None:
-    """A bar for every label, the likeliest first; read out as text too."""
+    """A bar for every label, the likeliest first; a group, not one picture, so that its words and numbers are read out too."""
     cells = "".join(
         f'<span>{escape(label)}</span><div class="bar" style="width:{100 * share:.1f}%"></div><span>{100 * share:.1f} %</span>'
         for label, share in sorted(rows, key=lambda row: -row[1])
     )
     if cells:
-        st.html(f'<div class="jp-bars" role="img" aria-label="{escape(say("recognise.chart"), quote=True)}">{cells}</div>')
+        st.html(f'<div class="jp-bars" role="group" aria-label="{escape(say("recognise.chart"), quote=True)}">{cells}</div>')
 
 
 def _search() -> None:

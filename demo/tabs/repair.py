@@ -51,6 +51,7 @@ def show() -> None:
             _redrawing_form(source, {WHOLE: _whole, PART: _part, LARGER: _larger}[mode](source))
         with st.expander(say("settings"), icon=":material/tune:"):
             choosing.choose_model(PAGE)
+            choosing.choose_seed(PAGE)
     with right:
         if not running.follow(PAGE):
             results.show(running.outcome(PAGE), page=PAGE, actions=(("repair.on", ":material/healing:", _go_on),))
@@ -107,7 +108,7 @@ def _draw(source: Source, how: Redrawing) -> None:
         prompt = reading.read(str(st.session_state.get(f"{PAGE}/{how.mode}/prompt") or ""), "", ())
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
-    seed = source.settings.seed if source.settings else 1
+    seed = choosing.next_seed(PAGE, int(st.session_state[f"{PAGE}/seed"]))
     model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
     width, height = _sides(source.image, how.times)
 

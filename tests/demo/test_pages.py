@@ -254,6 +254,55 @@ def test_a_full_disk_loses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.alt for image in page.image for one in image.proto.imgs] == ["猫"]
 
 
+def test_a_picture_is_drawn_anew_with_another_seed_each_time_unless_it_is_locked() -> None:
+    kept = demo.studio.studio().pictures.add(Instant("mame").generate(normalize("船"), seed=1, on_step=lambda _: True))
+    page = visit("repair")
+    page.session_state["repair/source"] = of_item(kept)
+    page.session_state["repair/mode"] = "whole"
+    page.run()
+    for locked in (False, False, True):
+        page.toggle(key="repair/lock").set_value(locked)
+        page.button(key="whole-go").click().run()
+        done(page, "repair")
+    last, second, first = [item.seed for item in pictures()][:3]
+    assert first != second == last
+
+
+def test_the_bin_is_emptied_by_nobody_who_has_not_said_so() -> None:
+    kept = demo.studio.studio().pictures
+    item = kept.add(Instant("mame").generate(normalize("船"), seed=1, on_step=lambda _: True))
+    kept.delete([item.id])
+    page = visit("gallery")
+    page.toggle(key="gallery/bin").set_value(True).run()
+    page.button(key="gallery.empty_bin").click().run()
+    assert item.path.is_file()
+    page.checkbox(key="gallery/sure/0").check()
+    page.button(key="gallery.empty_bin").click().run()
+    assert not item.path.exists()
+    assert any("ごみ箱は空です" in one.proto.body for one in page.get("html"))
+
+
+def test_a_gallery_in_which_nothing_is_found_does_not_say_that_it_is_empty() -> None:
+    demo.studio.studio().pictures.add(Instant("mame").generate(normalize("船"), seed=1, on_step=lambda _: True))
+    page = visit("gallery")
+    page.text_area(key="gallery/text").set_value("山")
+    page.button(key="gallery-search-go").click().run()
+    told = "".join(one.proto.body for one in page.get("html"))
+    assert "見つかりません" in told
+    assert "絵はまだありません" not in told
+
+
+def test_the_words_and_numbers_of_a_recognition_can_be_read_out() -> None:
+    def script() -> None:
+        from demo.tabs.recognise import bars
+
+        bars([("犬", 0.25), ("猫", 0.75)])
+
+    (chart,) = AppTest.from_function(script, default_timeout=WAIT).run().get("html")
+    assert 'role="group"' in chart.proto.body  # what is in a role="img" is not read
+    assert chart.proto.body.index("猫") < chart.proto.body.index("75.0 %") < chart.proto.body.index("犬")
+
+
 # ── what a run costs, in counts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
