@@ -292,7 +292,7 @@ def choose_route(page: str, card: ModelCard) -> None:
     """How Japanese reaches the model, and by which translator if it is translated."""
     known = translators()
     routes = [route for route in ROUTES if route != "translate" or (known and card.route != "native")]
-    route = st.selectbox(
+    route = st.radio(  # a few words that are always in sight: a list would close whenever the page moves
         say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help"),
         on_change=st.rerun,  # not the settings alone: the page also shows how words are read
     )  # fmt: skip

@@ -118,6 +118,9 @@ def test_a_part_that_changes_is_sent_alone_and_what_depends_on_it_follows(gated:
     page.get_by_text("スタイルの見本").click()
     page.get_by_role("button", name="水彩画", exact=True).click()
     expect(page.get_by_role("combobox", name="スタイル (Style)")).to_have_value("水彩画 · watercolor")
+    page.get_by_text("設定", exact=True).click()
+    page.get_by_text("書いたまま渡す", exact=True).click()
+    expect(page.get_by_text("書いたまま渡します。")).to_be_visible()
 
 
 def test_what_was_handed_in_survives_a_visit_to_another_page(gated: Server, visit: Callable[..., Page]) -> None:
