@@ -27,7 +27,7 @@ OWN = "own"
 """The shape whose sides are typed."""
 
 MULTIPLE = 64
-"""What the sides are multiples of: every model of the catalogue takes such (of those that want less it is a multiple, too)."""
+"""What the sides are multiples of: that is what the built-in model wants, and what the others want (8, 16) divides it."""
 
 SAMPLES = Path(__file__).with_name("styles")
 
@@ -290,14 +290,16 @@ def next_seed(page: str, used: int) -> int:
 
 def choose_route(page: str, card: ModelCard) -> None:
     """How Japanese reaches the model, and by which translator if it is translated."""
-    known = translators()
-    routes = [route for route in ROUTES if route != "translate" or (known and card.route != "native")]
-    route = st.radio(  # a few words that are always in sight: a list would close whenever the page moves
-        say("route"), routes, format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session", help=say("route.help"),
-        on_change=st.rerun,  # not the settings alone: the page also shows how words are read
+    route = st.radio(  # a few words that are always in sight: a list closes whenever the page scrolls
+        say("route"), _routes(card), format_func=lambda one: say(f"route.{one}"), key=f"{page}/route", persist_state="session",
+        help=say("route.help"), on_change=st.rerun,  # not the settings alone: the page also shows how words are read
     )  # fmt: skip
     if route == "translate":
-        st.selectbox(say("translator"), list(known), key=f"{page}/translator", persist_state="session")
+        st.selectbox(say("translator"), list(translators()), key=f"{page}/translator", persist_state="session")
+
+
+def _routes(card: ModelCard) -> list[str]:
+    return [route for route in ROUTES if route != "translate" or (translators() and card.route != "native")]
 
 
 def chosen(page: str) -> Chosen:
@@ -309,9 +311,11 @@ def chosen(page: str) -> Chosen:
         return st.session_state.get(f"{page}/{name}", usual)
 
     shape, route = told("shape", next(iter(SHAPES))), told("route", ROUTES[0])
+    route = route if route in _routes(card) else ROUTES[0]  # the model may have changed with the same click
+    translator = told("translator", next(iter(translators()), "")) if route == "translate" else ""
     own = fitting_side(told("width", card.default.width)), fitting_side(told("height", card.default.height))
     width, height = own if shape == OWN else _sides(shape, card)
     return Chosen(
-        card.name, route, told("translator", "") if route == "translate" else "", told("style", NO_STYLE) or NO_STYLE, width, height,
-        told(f"steps/{card.name}", steps), told(f"guidance/{card.name}", guidance), told("count", 1), told("seed", 0),
+        card.name, route, translator, told("style", NO_STYLE), width, height, told(f"steps/{card.name}", steps),
+        told(f"guidance/{card.name}", guidance), told("count", 1), told("seed", 0),
     )  # fmt: skip
