@@ -123,6 +123,18 @@ def test_a_part_that_changes_is_sent_alone_and_what_depends_on_it_follows(gated:
     expect(page.get_by_text("書いたまま渡します。")).to_be_visible()
 
 
+def test_the_route_is_chosen_while_a_picture_is_drawn(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    generate(page, "黒い船")
+    expect(page.get_by_role("button", name="取り消す")).to_be_visible()
+    page.get_by_text("設定", exact=True).click()
+    page.get_by_text("書いたまま渡す", exact=True).click()
+    expect(page.get_by_text("書いたまま渡します。")).to_be_visible()
+    expect(page.get_by_role("button", name="取り消す")).to_be_visible()
+    open_gate(gated, "黒い船")
+    expect(page.get_by_role("img", name="黒い船").first).to_be_visible()
+
+
 def test_what_was_handed_in_survives_a_visit_to_another_page(gated: Server, visit: Callable[..., Page]) -> None:
     page = visit(gated)
     fill(page, PROMPT, "桜並木")

@@ -149,6 +149,17 @@ def test_what_is_changed_just_before_the_click_is_drawn_and_a_typed_side_becomes
     assert settings.source != "猫"
 
 
+def test_a_model_that_is_changed_just_before_the_click_is_not_asked_for_the_route_of_the_one_before() -> None:
+    page = visit("create")
+    page.selectbox(key="model").set_value("sdxl-base").run()
+    page.radio(key="create/route").set_value("translate").run()
+    page.selectbox(key="model").set_value("mame")
+    page.text_area(key="create/prompt").set_value("猫")
+    page.button(key="generate").click().run()
+    done(page, "create")
+    assert [item.model for item in pictures()] == ["mame"]
+
+
 def test_every_side_that_is_offered_is_one_the_built_in_model_takes() -> None:
     taken = jpgen.Pipeline("mame").backbone.size_multiple
     page = visit("create")
