@@ -112,21 +112,31 @@ def first_picture(browser: Browser, server: Server, when: str) -> Page:
     return page
 
 
+def drawing(sessions: list[Page]) -> bool:
+    """Whether a picture of any session waits or is drawn."""
+    return any(page.get_by_role("button", name="取り消す").count() for page in sessions)
+
+
 def told(waits: list[float]) -> str:
     """Waits in ms, in a few words."""
+    if not waits:
+        return "was not measured"
     return f"{median(waits):.0f} ms (median of {len(waits)}), {max(waits):.0f} ms at most, {sum(one > MOST for one in waits)} above {MOST} ms"
 
 
 def use(sessions: list[Page], server: Server, minutes: float) -> None:
     """All sessions draw, again and again, the first one asks for this and that meanwhile; says how long it waited, and how the memory grew."""
-    rounds, early, start, asked, went = 0, 0, 0.0, [], []
+    rounds, start = 0, 0.0
+    asked: list[float] = []
+    went: list[float] = []
+    late: list[float] = []
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
         for page, text in zip(sessions, PROMPTS, strict=True):
             begin(page, text)
-        asked += [sessions[0].evaluate(ASK_EXAMPLES) for _ in range(3)]
-        went += [sessions[0].evaluate(OPEN, [*there]) for there in PAGES]
-        early += not any(page.get_by_role("button", name="取り消す").count() for page in sessions)
+        for waits, script, given in [(asked, ASK_EXAMPLES, [])] * 3 + [(went, OPEN, [*there]) for there in PAGES]:
+            wait = float(sessions[0].evaluate(script, given))
+            (waits if drawing(sessions) else late).append(wait)
         for page in sessions:
             finish(page)
         rounds += 1
@@ -137,9 +147,9 @@ def use(sessions: list[Page], server: Server, minutes: float) -> None:
     gaps = sessions[0].evaluate("window.jpGaps")
     for what, waits in (("a click that changes a part of the page", asked), ("a click that opens another page", went)):
         say(f"while drawing: {what} {told(waits)}")
-    say(f"in {early} of {rounds} rounds all was drawn before the last click")
+    say(f"{len(late)} clicks ended when all was drawn, and are not counted")
     say(f"all the time: the server answers a ping in {told(gaps['ping'])}")
-    say(f"all the time: tasks of the page that took 50 ms or more {told(gaps['task'] or [0])}")
+    say(f"all the time: tasks of the page that took 50 ms or more {told(gaps['task'])}")
     if start:
         grown = memory(server) / start - 1
         say(f"{len(sessions) * rounds} pictures in {minutes:g} min: {start:.0f} MiB after round {WARM}, {100 * grown:+.1f} % at the end")
