@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run demo test test-browser test-notebooks bench-demo lint bench-mame bench-merge bench-speed bench-prompt bench-t2i bench-translate bench-pairing wheel clean
+.PHONY: setup run demo test test-browser test-notebooks test-slow bench-demo lint bench-mame bench-merge bench-speed bench-prompt bench-t2i bench-translate bench-pairing wheel clean
 
 setup: .venv/.ready
 
@@ -34,6 +34,9 @@ bench-demo: setup  # memory during half an hour of three sessions (MINUTES=3: sh
 
 test-notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m notebooks tests/test_notebooks.py
+
+test-slow: setup  # what takes minutes, up to 14 GB of memory; not a part of test
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .
