@@ -210,6 +210,7 @@ def _vary(made: Made) -> None:
 def _restore(made: Made) -> None:
     if made.settings:
         put_back(made.settings)
+        st.toast(say("restore.done"), icon=":material/settings_backup_restore:")
 
 
 def _repair(made: Made) -> None:

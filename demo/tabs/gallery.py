@@ -161,14 +161,14 @@ def _facet(value: str) -> str:
 
 
 def _grid(kept: Gallery, items: tuple[Item, ...]) -> list[Item]:
-    """Small pictures with a box to tick each; returns the ticked ones."""
+    """Small pictures with a box to tick each, numbered so that they can be told apart by ear; returns the ticked ones."""
     marked = []
     for first in range(0, len(items), ACROSS):
-        for column, item in zip(st.columns(ACROSS), items[first : first + ACROSS], strict=False):
+        for number, (column, item) in enumerate(zip(st.columns(ACROSS), items[first : first + ACROSS], strict=False), first + 1):
             with column:
                 results.small(kept, item)
                 st.text(("★ " if item.favourite else "") + item.prompt[:40])
-                if st.checkbox(say("gallery.pick"), key=f"{PAGE}/pick/{_round()}/{item.id}"):
+                if st.checkbox(f"{say('gallery.pick')} {number}", key=f"{PAGE}/pick/{_round()}/{item.id}"):
                     marked.append(item)
     return marked
 

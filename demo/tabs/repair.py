@@ -89,13 +89,15 @@ def _strength(mode: str, usual: float, *, most: float) -> float:
 
 
 def _redrawing_form(source: Source, how: Redrawing) -> None:
-    """The prompt, at first that of the picture, and the button."""
-    key = f"{PAGE}/{how.mode}/prompt"
+    """The prompt and the negative prompt, at first those of the picture, and the button."""
+    key, settings = f"{PAGE}/{how.mode}", source.settings
     if st.session_state.get(f"{key}/of") != source.identity:
         st.session_state[f"{key}/of"] = source.identity
-        st.session_state[key] = source.settings.source if source.settings else ""
+        st.session_state[f"{key}/prompt"] = settings.source if settings else ""
+        st.session_state[f"{key}/negative"] = reading.typed_negative(settings) if settings else ""
     with st.form(f"{how.mode}-form", border=False, enter_to_submit=False):
-        st.text_area(say("prompt"), key=key, height=100, placeholder=say("prompt.placeholder"))
+        st.text_area(say("prompt"), key=f"{key}/prompt", height=100, placeholder=say("prompt.placeholder"))
+        st.text_area(say("negative"), key=f"{key}/negative", height=68, placeholder=say("negative.placeholder"))
         st.form_submit_button(
             say(f"repair.{how.mode}.go"), type="primary", icon=":material/brush:", on_click=_draw, args=(source, how), key=f"{how.mode}-go",
             disabled=how.mode == PART and how.mask is None,
@@ -104,8 +106,9 @@ def _redrawing_form(source: Source, how: Redrawing) -> None:
 
 def _draw(source: Source, how: Redrawing) -> None:
     """Hand in the drawing over the source: the callback of the buttons."""
+    text, negative = (str(st.session_state.get(f"{PAGE}/{how.mode}/{box}") or "") for box in ("prompt", "negative"))
     try:
-        prompt = reading.read(str(st.session_state.get(f"{PAGE}/{how.mode}/prompt") or ""), "", ())
+        prompt = reading.read(text, negative, ())
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
     seed = choosing.next_seed(PAGE, int(st.session_state[f"{PAGE}/seed"]))

@@ -33,10 +33,10 @@ def test_the_gallery_keeps_finds_marks_and_throws_away(tmp_path: Path, visit: Ca
         fill(page, "ことばで探す", "花")
         page.get_by_role("button", name="探す").click()
         expect(page.get_by_text("1 枚", exact=True)).to_be_visible()
-        page.get_by_text("選ぶ", exact=True).first.click()
+        page.get_by_text("選ぶ 1", exact=True).click()
         page.get_by_role("button", name="お気に入り（付ける・外す）").click()
         expect(page.get_by_text("★ 青い花")).to_be_visible()
-        page.get_by_text("選ぶ", exact=True).first.click()
+        page.get_by_text("選ぶ 1", exact=True).click()
         page.get_by_role("button", name="ZIP にまとめる").click()
         with page.expect_download() as downloading:
             page.get_by_role("button", name="1 枚の ZIP を保存").click()

@@ -183,6 +183,7 @@ def test_a_size_that_cannot_be_chosen_is_put_back_as_the_nearest_and_that_is_sai
     page.button(key="create-restore-0").click().run()
     assert [page.number_input(key=f"create/{side}").value for side in ("width", "height")] == [128, 1024]
     assert any("128×1024 にしました（絵は 96×1000）" in one.proto.body for one in page.get("html"))
+    assert [toast.value for toast in page.toast] == ["設定を戻しました。"]
 
 
 @pytest.mark.parametrize(("size", "wanted"), [((300, 200), (576, 384)), ((192, 256), (384, 512)), ((40, 900), (64, 1024))])
@@ -265,8 +266,8 @@ def test_a_full_disk_loses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.alt for image in page.image for one in image.proto.imgs] == ["猫"]
 
 
-def test_a_picture_is_drawn_anew_with_another_seed_each_time_unless_it_is_locked() -> None:
-    kept = demo.studio.studio().pictures.add(Instant("mame").generate(normalize("船"), seed=1, on_step=lambda _: True))
+def test_a_picture_is_drawn_anew_with_its_negative_prompt_and_another_seed_each_time_unless_it_is_locked() -> None:
+    kept = demo.studio.studio().pictures.add(Instant("mame").generate(normalize("帽子のない船", negative="雲"), seed=1, on_step=lambda _: True))
     page = visit("repair")
     page.session_state["repair/source"] = of_item(kept)
     page.session_state["repair/mode"] = "whole"
@@ -275,8 +276,10 @@ def test_a_picture_is_drawn_anew_with_another_seed_each_time_unless_it_is_locked
         page.toggle(key="repair/lock").set_value(locked)
         page.button(key="whole-go").click().run()
         done(page, "repair")
-    last, second, first = [item.seed for item in pictures()][:3]
-    assert first != second == last
+    assert page.text_area(key="repair/whole/negative").value == "雲"
+    last, second, first = pictures()[:3]
+    assert first.seed != second.seed == last.seed
+    assert read_settings(last.path).negative == read_settings(kept.path).negative == "雲、帽子"
 
 
 def test_the_bin_is_emptied_by_nobody_who_has_not_said_so() -> None:
