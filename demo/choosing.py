@@ -14,6 +14,7 @@ from demo.engine import Desk
 from demo.notices import failure, labelled, notice
 from demo.results import webp_address
 from demo.studio import studio
+from demo.style_samples import sample_of
 from demo.words import one_language, say
 from jpgen import ModelCard, accept_terms, model_cards
 
@@ -21,8 +22,6 @@ ROUTES = ("auto", "translate", "raw")
 NO_STYLE = ""
 SHAPES = {"square": (1, 1), "portrait": (3, 4), "landscape": (4, 3), "large": (1.5, 1.5)}
 """Shapes of a picture as parts of the model's own sides; "own" lets the sides be typed."""
-
-SAMPLES = Path(__file__).with_name("styles")
 
 SEEDS = 2**31
 """Seeds are thrown below this: short enough to be read out and typed."""
@@ -156,7 +155,7 @@ def choose_style(page: str) -> str:
 
 
 def show_samples(page: str) -> None:
-    """Small pictures of styles, each with a button that chooses it: one prompt and seed, drawn by the built-in model (demo/styles/)."""
+    """Small pictures of styles, each with a button that chooses it: one prompt and seed, drawn by the built-in model (demo/style_samples.py)."""
     st.fragment(_samples)(page)
 
 
@@ -167,7 +166,7 @@ def _samples(page: str) -> None:
         return
     with box, st.container(horizontal=True, gap="small", key=f"{page}-samples"):
         for name, style in styles().items():
-            sample = SAMPLES / f"{style.english.replace(' ', '-')}.webp"
+            sample = sample_of(style)
             if style.english and sample.is_file():
                 with st.container(width=88):
                     st.image(_sample(sample), width=88, alt=name)
