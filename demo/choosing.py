@@ -15,6 +15,7 @@ from demo.engine import Desk
 from demo.notices import failure, labelled, notice
 from demo.results import webp_address
 from demo.studio import studio
+from demo.style_samples import sample_of
 from demo.words import one_language, say
 from jpgen import ModelCard, accept_terms, model_cards
 
@@ -28,8 +29,6 @@ OWN = "own"
 
 MULTIPLE = 64
 """What the sides are multiples of: that is what the built-in model wants, and what the others want (8, 16) divides it."""
-
-SAMPLES = Path(__file__).with_name("styles")
 
 SEEDS = 2**31
 """Seeds are thrown below this: short enough to be read out and typed."""
@@ -163,7 +162,7 @@ def choose_style(page: str) -> None:
 
 
 def show_samples(page: str) -> None:
-    """Small pictures of styles, each with a button that chooses it: one prompt and seed, drawn by the built-in model (demo/styles/)."""
+    """Small pictures of styles, each with a button that chooses it: one prompt and seed, drawn by the built-in model (demo/style_samples.py)."""
     st.fragment(_samples)(page)
 
 
@@ -174,7 +173,7 @@ def _samples(page: str) -> None:
         return
     with box, st.container(horizontal=True, gap="small", key=f"{page}-samples"):
         for name, style in styles().items():
-            sample = SAMPLES / f"{style.english.replace(' ', '-')}.webp"
+            sample = sample_of(style)
             if style.english and sample.is_file():
                 with st.container(width=88):
                     st.image(_sample(sample), width=88, alt=name)

@@ -23,7 +23,7 @@ def train_group() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/mame"), show_default=True, help="モデルの置き場 / the model's folder")
 @click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
 @click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
-@click.option("--shards", type=int, default=6, show_default=True, help="シャード数（一つ一万場面） / shards of 10,000 scenes")
+@click.option("--shards", type=int, default=6, show_default=True, help="シャード数（一つ五千場面） / shards of 5,000 scenes")
 @explained
 def train_mame_command(stage: str, data: Path, out: Path, steps: int, decay: int, shards: int) -> None:
     """内蔵モデル mame を学習します。途中で止めても続きから / train mame, resumable."""
