@@ -10,7 +10,7 @@ SAMPLES = Path(__file__).with_name("styles")
 """One file a style, by its English name; a style without one has no picture."""
 
 SIDE = 96
-PROMPT, SEED = "富士山", 3
+PROMPT, SEED = "りんご", 3
 
 
 def sample_of(style: jpgen.Style) -> Path:
