@@ -67,6 +67,7 @@ _WISHES = tuple(
         f"^{_PLACE}{_FULL}[gwh]?{_ANY}r(?:yt|tVt|tL)(?P<rest>.*)$",  # ピクルスは抜いといて
         f"^{_PLACE}{_FULL}[gwhm]?{_ANY}V(?P<must>.*)$",  # 文字を入れちゃだめ
         f"^{_PLACE}{_FULL}[ghm]{_ANY}(?:X|By?x)$",  # 人はいない
+        f"^{_PLACE}{_BARE}o{_ANY}(?:X|By?x)$",  # 人のいない、静かな街
     )
 )
 """At the end of a clause: it goes whole if what follows the negation (`rest`, `must`) asks."""
