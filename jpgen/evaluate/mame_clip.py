@@ -1,7 +1,7 @@
 """mame-clip, the built-in Japanese CLIP: mame's own text encoder, locked (LiT, Zhai et al. 2022, arXiv 2111.07991), and a small image tower.
 
-The image tower is the judge's network with one head in the place of its seven. `jpgen.train.clip` trains it on rendered scenes alone; what it can
-tell apart, and how well, stands in the README.md beside its weights (`jpgen/evaluate/clip/`).
+The image tower is EfficientNet-Lite0 with a pooling that looks where it must. `jpgen.train.clip` teaches the two to agree, on rendered scenes; what
+mame-clip can tell apart, and how well, stands in the README.md beside its weights (`jpgen/evaluate/clip/`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from jpgen.catalog import find_model
 from jpgen.encoders import bert
 from jpgen.errors import WeightsError
-from jpgen.evaluate.judge import JudgeNetwork, logits, shrink
+from jpgen.evaluate.efficientnet import WIDTH, EfficientNetLite0
 from jpgen.protocols import TextEncoder
 from jpgen.safety import read_json
 from jpgen.weights import eight_bit_matrices, load_weights, save_weights
@@ -30,46 +30,58 @@ from jpgen.weights import eight_bit_matrices, load_weights, save_weights
 WEIGHTS = "mame_clip.safetensors"
 CONFIG = "config.json"
 BATCH = 32
-HEAD = "image"
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of mame-clip: width of a pooled text state, of what is between, of the features that are compared, and of the image tower."""
+    """Sizes of mame-clip: width of a pooled text state, of what is between, of the features that are compared; side of a picture as it is seen, in
+    pixels; into how many looks the trunk's channels are divided, which each pool cells of their own choice."""
 
     model_type: str = "mame-clip"
     text_width: int = 384
     text_hidden: int = 1024
     width: int = 384
-    widths: tuple[int, int, int] = (64, 128, 256)
-    queries: int = 8
-
-    @property
-    def heads(self) -> dict[str, int]:
-        """The one head of the image tower: its features."""
-        return {HEAD: self.width}
+    side: int = 160
+    looks: int = 8
 
 
 class ClipNetwork(nn.Module):
-    """The image tower, two layers over pooled text states, and the scale of their cosines (Radford et al. 2021, arXiv 2103.00020)."""
+    """Trunk, pooling and head of the pictures, two layers over pooled text states, the scale of their cosines (Radford et al. 2021, 2103.00020)."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        self.tower = JudgeNetwork(config)
+        self.trunk = EfficientNetLite0()
+        self.look = nn.Linear(WIDTH, config.looks)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, config.width)
         self.text = nn.Sequential(nn.Linear(config.text_width, config.text_hidden), nn.GELU(), nn.Linear(config.text_hidden, config.width))
         self.log_scale = nn.Parameter(torch.tensor(3.0))
+        nn.init.zeros_(self.look.weight)  # at first everywhere alike: the mean
+        nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Unit vectors fp32 [batch, width] of `pixels` uint8 [batch, 3, 128, 128]."""
-        return F.normalize(logits(self.tower, pixels)[HEAD], dim=-1)
+        """Unit vectors fp32 [batch, width] of `pixels` uint8 [batch, 3, side, side]."""
+        return self.cell_features(self.cells(pixels))
+
+    def cells(self, pixels: Tensor) -> Tensor:
+        """What the trunk sees in each cell of 32×32 of these pixels, [batch, cells, 1280]."""
+        seen: Tensor = self.trunk(pixels.to(memory_format=torch.channels_last).float() / 127.5 - 1)
+        return seen.flatten(2).transpose(1, 2)
 
     def cell_features(self, cells: Tensor) -> Tensor:
-        """The same of what the tower's convolutions see, [batch, 64, cell width]."""
-        return F.normalize(self.tower.answers(cells)[HEAD], dim=-1)
+        """Unit vectors fp32 [batch, width] of the cells of pictures."""
+        weights = self.look(cells).softmax(dim=1)
+        pooled = torch.einsum("bcl,bclw->blw", weights, cells.unflatten(2, (weights.shape[2], -1))).flatten(1)
+        return F.normalize(self.head(self.norm(pooled)), dim=-1)
 
     def text_features(self, pooled: Tensor) -> Tensor:
         """Unit vectors fp32 [texts, width] of pooled text states [texts, text width]."""
         return F.normalize(self.text(pooled), dim=-1)
+
+
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """The image as mame-clip sees it: RGB, side×side, squeezed if it is no square."""
+    return image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
 
 
 class MameClip:
@@ -94,7 +106,7 @@ class MameClip:
         """
         folder = folder or Path(str(resources.files("jpgen"))) / "evaluate" / "clip"
         try:
-            stored: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in read_json(folder / CONFIG).items()}
+            stored: dict[str, Any] = read_json(folder / CONFIG)
             config = ClipConfig(**stored)
             network = ClipNetwork(config)
             network.load_state_dict(load_weights(folder / WEIGHTS))
@@ -120,7 +132,7 @@ class MameClip:
         """Unit vectors fp32 [images, width]; squares suit best, others are squeezed."""
         features = [torch.empty(0, self.config.width)]
         for start in range(0, len(images), BATCH):
-            pixels = np.stack([np.asarray(shrink(image)) for image in images[start : start + BATCH]])
+            pixels = np.stack([np.asarray(shrink(image, self.config.side)) for image in images[start : start + BATCH]])
             features.append(self.network.image_features(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
         return torch.cat(features)
 

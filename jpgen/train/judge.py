@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from jpgen.evaluate.judge import CEILING, LAYOUTS, SIDE, Facts, Judge, JudgeConfig, JudgeNetwork, logits, score, shrink
+from jpgen.evaluate.judge import CEILING, LAYOUTS, Facts, Judge, JudgeConfig, JudgeNetwork, logits, score, shrink
 from jpgen.train.backgrounds import BACKGROUNDS
 from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.scenes import COLORLESS, COLORS, FLAT_ART, Scene, Stage, concepts, plan, render
@@ -93,13 +93,13 @@ def scenes(drawings: Sequence[Drawing], art: Sequence[str], seeds: Iterator[int]
 
 
 def soften(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
-    """The picture uint8 [128, 128, 3] as a model might have drawn it: blurred, of lower resolution, of other contrast, noisy; often untouched."""
+    """The picture uint8 [side, side, 3] as a model might have drawn it: blurred, of lower resolution, of other contrast, noisy; often untouched."""
     if rng.random() < 0.25:
         return np.asarray(picture)
     if rng.random() < 0.4:
-        side = int(rng.integers(SIDE * 3 // 8, SIDE))
-        picture = picture.resize((side, side), Image.Resampling.BILINEAR).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1)))  # at half size: 0–2 pixels of 256
+        side = int(rng.integers(picture.width * 3 // 8, picture.width))
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR).resize(picture.size, Image.Resampling.BICUBIC)
+    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, picture.width / 128)))  # 0–2 pixels of 256
     pixels = np.asarray(picture, np.float32)
     contrast, brightness, noise = rng.uniform(0.88, 1.12), rng.uniform(-10, 10), rng.uniform(0, 7)
     pixels = (pixels - 128) * np.float32(contrast) + 128 + np.float32(brightness)

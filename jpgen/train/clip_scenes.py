@@ -1,7 +1,7 @@
-"""What mame-clip's trunk sees of rendered scenes, computed once: the trunk is the judge's and stays as it is, so training reads only its cells.
+"""Scenes that mame-clip learns from, rendered once.
 
-A shard is one safetensors file of 500 scenes: `cells` fp16 [500, 64, 256], `facts` int64 [500, questions] (see `clip_texts.facts`), `captions` fp16
-[500, text width], the pooled state of a caption of each in one language or the other.
+A shard is one safetensors file of 500 scenes: `pictures` uint8 [500, 3, 160, 160], `facts` int64 [500, questions] (see `clip_texts.facts`),
+`captions` fp16 [500, text width], the pooled state of a caption of each in one language or the other.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jpgen.errors import TrainingDataError
-from jpgen.evaluate.judge import JudgeNetwork, shrink
-from jpgen.evaluate.mame_clip import pooled
+from jpgen.evaluate.mame_clip import pooled, shrink
 from jpgen.protocols import TextEncoder
 from jpgen.train.captions import caption
 from jpgen.train.clip_texts import facts
 from jpgen.train.judge import JUDGE_ART, soften
-from jpgen.train.scenes import Scene, Stage, plan, render
+from jpgen.train.scenes import Scene, Stage, Staging, plan, render
 from jpgen.train.sprites import MORE_ART, Drawing, fetch_art, load_sprites, render_sprites
 
 CLIP_ART = (*JUDGE_ART, *MORE_ART)
@@ -33,7 +32,12 @@ FIRST_SEED = 1_100_000_000
 """First seed of the scenes it learns from, above those of mame and of the judge."""
 
 SHARD = 500
-BATCH = 50
+SIDE = 160
+"""Side of a picture in pixels, as mame-clip sees it."""
+
+LAYOUTS = {"one": 0.48, "large": 0.1, "small": 0.08, "beside": 0.08, "above": 0.05, "front": 0.05, "count": 0.16}
+"""Layout -> share of the scenes: a picture of one kind of thing tells most about its name."""
+
 MORE = "more"
 """The folder beside the sprites that holds those of `MORE_ART`."""
 
@@ -91,51 +95,45 @@ def illustrate(scene: Scene, album: Album, rng: np.random.Generator) -> Image.Im
     return render(replace(scene, things=things), sprites)
 
 
-@torch.no_grad()
-def cache_cells(data: Path, shard: Path, first_seed: int, network: JudgeNetwork, encoder: TextEncoder, *, art: Sequence[str] = CLIP_ART) -> None:
-    """Render, soften and read one shard of `SHARD` scenes whose seeds start at `first_seed`."""
+def cache_scenes(data: Path, shard: Path, first_seed: int, encoder: TextEncoder, *, art: Sequence[str] = CLIP_ART) -> None:
+    """Render and soften one shard of `SHARD` scenes whose seeds start at `first_seed`, mostly of one kind of thing."""
     album = Album([data, data / MORE])
-    stage = Stage(album.drawings, art=art)
-    network = network.eval()
-    cells, told, texts = [], [], []
-    for start in range(first_seed, first_seed + SHARD, BATCH):
-        pictures = []
-        for seed in range(start, start + BATCH):
-            scene, rng = plan(seed, stage), np.random.default_rng((seed, 5))
-            pictures.append(soften(rng, shrink(illustrate(scene, album, rng))))
-            told.append(facts(scene))
-            texts.append(caption(scene, "en" if rng.random() < 0.5 else "ja", rng))
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(memory_format=torch.channels_last).float() / 127.5 - 1
-        cells.append(network.cells(pixels).half())
-    tensors = {"cells": torch.cat(cells), "facts": torch.tensor(told), "captions": pooled(encoder, texts).half()}
+    stage = Stage(album.drawings, art=art, staging=Staging(layouts=LAYOUTS))
+    pictures, told, texts = [], [], []
+    for seed in range(first_seed, first_seed + SHARD):
+        scene, rng = plan(seed, stage), np.random.default_rng((seed, 5))
+        pictures.append(soften(rng, shrink(illustrate(scene, album, rng), SIDE)))
+        told.append(facts(scene))
+        texts.append(caption(scene, "en" if rng.random() < 0.5 else "ja", rng))
+    seen = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
     partial = shard.with_suffix(".tmp")
-    save_file(tensors, partial)
+    save_file({"pictures": seen, "facts": torch.tensor(told), "captions": pooled(encoder, texts).half()}, partial)
     partial.replace(shard)
 
 
 @dataclass(frozen=True)
-class CellBatch:
-    """Cells fp32 [batch, 64, width], facts int64 [batch, questions], pooled captions fp32 [batch, text width]."""
+class SceneBatch:
+    """Pictures uint8 [batch, 3, 160, 160], facts int64 [batch, questions], pooled captions fp32 [batch, text width]."""
 
-    cells: Tensor
+    pictures: Tensor
     facts: Tensor
     captions: Tensor
 
 
-class CellPool:
-    """All shards of a folder in memory."""
+class ScenePool:
+    """All shards of a folder, their pictures left on disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Load every shard; raises TrainingDataError if there is none."""
-        shards = [load_file(file) for file in sorted(folder.glob("shard-*.safetensors"))]
-        if not shards:
+        """Open every shard; raises TrainingDataError if there is none."""
+        self._shards = [load_file(file) for file in sorted(folder.glob("shard-*.safetensors"))]
+        if not self._shards:
             raise TrainingDataError(f"{folder} にシャードがありません / no shards in {folder}: jpgen train clip makes them")
-        self._all = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
     def __len__(self) -> int:
-        return len(self._all["facts"])
+        return sum(len(shard["facts"]) for shard in self._shards)
 
-    def sample(self, batch: int, rng: np.random.Generator) -> CellBatch:
-        """A random batch."""
-        rows = torch.from_numpy(rng.integers(len(self), size=batch))
-        return CellBatch(self._all["cells"][rows].float(), self._all["facts"][rows], self._all["captions"][rows].float())
+    def batch(self, rows: np.ndarray) -> SceneBatch:
+        """The scenes at these places of all."""
+        places = [divmod(row, len(self._shards[0]["facts"])) for row in rows.tolist()]
+        taken = {name: torch.stack([self._shards[shard][name][row] for shard, row in places]) for name in self._shards[0]}
+        return SceneBatch(taken["pictures"], taken["facts"], taken["captions"].float())
