@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,27 +139,10 @@ class Residual(nn.Module):
         return x + self.conv_out(F.silu(self.norm_out(self.conv_in(F.silu(self.norm_in(x))))))
 
 
-@runtime_checkable
-class NetworkConfig(Protocol):
-    """Sizes of a `JudgeNetwork`: widths of its three grids, queries of its pooling, and head -> number of its outputs."""
-
-    @property
-    def widths(self) -> tuple[int, int, int]:
-        """Channels on the 32×32, the 16×16 and the 8×8 grid."""
-
-    @property
-    def queries(self) -> int:
-        """How many queries pool the cells."""
-
-    @property
-    def heads(self) -> dict[str, int]:
-        """Head -> number of its outputs."""
-
-
 class JudgeNetwork(nn.Module):
     """Convolutions on 32×32, 16×16 and 8×8 grids, attention pooling over the 64 cells, and one linear head for each question."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         fine, middle, coarse = config.widths
         self.body = nn.Sequential(

@@ -81,8 +81,16 @@ def train_clip(
     if state is None:
         network.trunk.load_state_dict((trunk or read_trunk(source_path())).state_dict())
         probe(network, pool, banks, curve, learning_rate=learning_rate)
+        mean.update_parameters(network)
     optimizer = _optimizer(network, learning_rate, locked=LOCKED)
-    if state is not None:
+
+    def keep(step: int) -> None:
+        kept = {"model": network.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        save_state(out.with_suffix(".pt"), kept)
+
+    if state is None:
+        keep(0)
+    else:
         network.load_state_dict(state["model"])
         mean.load_state_dict(state["mean"])
         optimizer.load_state_dict(state["optimizer"])
@@ -98,8 +106,7 @@ def train_clip(
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             curve.row(step=step + 1, **_means(figures))
             figures = []
-            kept = {"model": network.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save_state(out.with_suffix(".pt"), kept)
+            keep(step + 1)
     MameClip(cast("ClipNetwork", mean.module), config, encoder).save(out)
     return MameClip.load(out, encoder=encoder)  # as it is shipped, in 8 bits
 

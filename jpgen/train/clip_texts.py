@@ -59,11 +59,6 @@ class Bank:
         begins = np.concatenate([[0], ends[:-1]])
         return self.states[language][torch.from_numpy(rng.integers(begins, ends))]
 
-    def all_of(self, one: int) -> Tensor:
-        """The states of a class, in both languages: [texts, width]."""
-        rows = [self.states[language][ends[one - 1] if one else 0 : ends[one]] for language, ends in self.ends.items()]
-        return torch.cat(rows)
-
 
 @torch.no_grad()
 def read_banks(encoder: TextEncoder) -> dict[str, Bank]:

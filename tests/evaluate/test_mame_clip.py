@@ -13,7 +13,7 @@ from jpgen.evaluate.mame_clip import CONFIG, WEIGHTS, ClipConfig, ClipNetwork, M
 from jpgen.evaluate.scorer import ImageTextScorer, open_scorer
 from jpgen.evaluate.scores import clip_score
 
-SMALL = ClipConfig(text_width=32, text_hidden=40, width=24, widths=(8, 16, 16), queries=2)
+SMALL = ClipConfig(text_width=32, text_hidden=40, width=24, side=64, looks=4)
 
 
 @pytest.fixture
@@ -42,6 +42,19 @@ def test_pooling_is_the_mean_of_the_tokens_alone() -> None:
     torch.testing.assert_close(pooled(encoder, ["赤い船", "青い海の船と猫"])[0], made.tokens[0].mean(0), atol=1e-5, rtol=1e-4)
 
 
+def test_a_picture_is_the_mean_of_its_cells_until_it_learns_where_to_look(clip: MameClip) -> None:
+    cells = torch.rand(2, 9, 1280)
+    network = clip.network
+    torch.testing.assert_close(network.cell_features(cells), network.cell_features(cells.mean(1, keepdim=True)), atol=1e-5, rtol=1e-4)
+    network.look.weight.normal_(std=100)
+    by_hand = torch.empty(2, 1280)
+    for look, part in enumerate(torch.arange(1280).chunk(4)):
+        weights = (cells @ network.look.weight[look] + network.look.bias[look]).softmax(dim=1)
+        by_hand[:, part] = (weights[..., None] * cells[..., part]).sum(dim=1)
+    torch.testing.assert_close(network.cell_features(cells), network.cell_features(by_hand[:, None]), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(by_hand, cells.mean(1), atol=1e-2)
+
+
 def test_it_is_there_again_in_eight_bits(clip: MameClip, tmp_path: Path) -> None:
     clip.save(tmp_path)
     again = MameClip.load(tmp_path, encoder=bert.toy())
@@ -55,7 +68,7 @@ def test_damage_is_told(clip: MameClip, tmp_path: Path) -> None:
         MameClip.load(tmp_path)
     clip.save(tmp_path)
     told = json.loads((tmp_path / CONFIG).read_text())
-    for wrong in ({**told, "width": 25}, {**told, "depth": 3}, {**told, "widths": 3}):
+    for wrong in ({**told, "width": 25}, {**told, "depth": 3}, {**told, "looks": 3}):
         (tmp_path / CONFIG).write_text(json.dumps(wrong))
         with pytest.raises(WeightsError, match="do not fit"):
             MameClip.load(tmp_path, encoder=bert.toy())

@@ -1,4 +1,4 @@
-"""mame-clip's training on a few drawings made here: facts, cells, resumable to the same numbers, better than it began."""
+"""mame-clip's training on a few drawings made here: facts, scenes, resumable to the same numbers, better than it began."""
 
 import json
 import shutil
@@ -8,22 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from jpgen.encoders import bert
 from jpgen.errors import TrainingDataError
-from jpgen.evaluate.judge import Judge, JudgeNetwork
-from jpgen.evaluate.mame_clip import MameClip
+from jpgen.evaluate.efficientnet import EfficientNetLite0
+from jpgen.evaluate.mame_clip import ClipConfig, MameClip
 from jpgen.evaluate.scores import label_features
-from jpgen.train import clip, clip_cells, clip_texts
+from jpgen.train import clip, clip_scenes, clip_texts, scenes
 from jpgen.train.checkpoint import load_state
-from jpgen.train.clip_cells import Album, CellPool, cache_cells, varied
-from jpgen.train.judge import judge_config
+from jpgen.train.clip_scenes import Album, ScenePool, cache_scenes, varied
 from jpgen.train.scenes import COLORLESS, Stage, concepts, plan
 from jpgen.train.sprites import SIZE, Drawing
 
 KNOWN = concepts()[:4]
+SMALL = ClipConfig(text_width=32, text_hidden=40, width=24, side=64, looks=4)
 
 
 def sprite(number: int) -> np.ndarray:
@@ -45,42 +44,39 @@ def save_sprites(folder: Path, arts: tuple[str, ...]) -> None:
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_sprites(tmp_path / "data", ("noto", "fluent"))
     save_sprites(tmp_path / "data" / "more", ("noto-v1",))
-    for module in (clip, clip_cells, clip_texts):
-        if hasattr(module, "concepts"):
-            monkeypatch.setattr(module, "concepts", lambda: KNOWN)
-    monkeypatch.setattr(clip_cells, "SHARD", 16)
-    monkeypatch.setattr(clip_cells, "BATCH", 8)
-    monkeypatch.setattr(clip, "SHARD", 16)
-    monkeypatch.setattr(clip, "BATCH", 16)
-    monkeypatch.setattr(clip, "SAVE_EVERY", 2)
-    monkeypatch.setattr(clip, "FIT_STEPS", 3)
+    for module in (clip, clip_texts):
+        monkeypatch.setattr(module, "concepts", lambda: KNOWN)
+    monkeypatch.setattr(clip_scenes, "SHARD", 16)
+    for name, value in {"SHARD": 16, "BATCH": 8, "SAVE_EVERY": 2, "SEEN_SIDE": 64, "PROBE_STEPS": 4, "PROBE_BATCH": 16, "WARM_UP": 2}.items():
+        monkeypatch.setattr(clip, name, value)
     return tmp_path / "data"
 
 
 @pytest.fixture
-def judge() -> Judge:
+def trunk() -> EfficientNetLite0:
     torch.manual_seed(0)
-    config = judge_config()
-    small = type(config)(tuple(c.emoji for c in KNOWN), config.colors, config.backgrounds, config.styles, widths=(8, 16, 16), queries=2)
-    return Judge(JudgeNetwork(small), small)
+    return EfficientNetLite0()
 
 
-def test_a_run_in_two_parts_is_the_run_in_one(data: Path, judge: Judge, tmp_path: Path) -> None:
+def test_a_run_in_two_parts_is_the_run_in_one(data: Path, trunk: EfficientNetLite0, tmp_path: Path) -> None:
     for name, stops in (("one", (4,)), ("two", (2, 4))):
         if name == "two":  # the same shards, as another test tells
-            shutil.copytree(tmp_path / "one-cells", tmp_path / "two-cells")
+            shutil.copytree(tmp_path / "one-scenes", tmp_path / "two-scenes")
         for stop in stops:
             if stop == 2:  # the pace of the learning rate is that of the whole run
-                steps_of(clip, data, tmp_path / name, judge, stop=2, whole=4)
+                steps_of(clip, data, tmp_path / name, trunk, stop=2, whole=4)
             else:
-                clip.train_clip(data, tmp_path / name, steps=4, shards=2, judge=judge, encoder=bert.toy())
+                clip.train_clip(data, tmp_path / name, steps=4, shards=2, trunk=trunk, config=SMALL, encoder=bert.toy())
     one, two = (load_state(tmp_path / f"{name}.pt") for name in ("one", "two"))
     assert one["step"] == two["step"] == 4
-    for name, value in one["model"].items():
-        torch.testing.assert_close(two["model"][name], value, msg=name)
+    for part in ("model", "mean"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, msg=name)
+    rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert [(row.get("probe"), row.get("step")) for row in rows] == [(2, None), (4, None), (None, 2), (None, 4)]  # the first stage but once
 
 
-def steps_of(module: object, data: Path, out: Path, judge: Judge, *, stop: int, whole: int) -> None:
+def steps_of(module: object, data: Path, out: Path, trunk: EfficientNetLite0, *, stop: int, whole: int) -> None:
     """Train, and stop as if killed right after the state of step `stop` was written."""
 
     class Killed(Exception):
@@ -96,13 +92,13 @@ def steps_of(module: object, data: Path, out: Path, judge: Judge, *, stop: int, 
     clip.save_state = save_and_die
     try:
         with pytest.raises(Killed):
-            clip.train_clip(data, out, steps=whole, shards=2, judge=judge, encoder=bert.toy())
+            clip.train_clip(data, out, steps=whole, shards=2, trunk=trunk, config=SMALL, encoder=bert.toy())
     finally:
         clip.save_state = real
 
 
-def test_it_learns_the_names_of_what_it_sees(data: Path, judge: Judge, tmp_path: Path) -> None:
-    made = clip.train_clip(data, tmp_path / "clip", steps=60, shards=3, learning_rate=3e-3, judge=judge, encoder=bert.toy())
+def test_it_learns_the_names_of_what_it_sees(data: Path, trunk: EfficientNetLite0, tmp_path: Path) -> None:
+    made = clip.train_clip(data, tmp_path / "clip", steps=60, shards=3, learning_rate=3e-3, trunk=trunk, config=SMALL, encoder=bert.toy())
     rows = [json.loads(line) for line in (tmp_path / "clip.jsonl").read_text().splitlines()]
     assert rows[-1]["first"] < rows[0]["first"] - 0.1
     assert label_features(made, [concept.ja[0] for concept in KNOWN]).shape == (4, 32)
@@ -125,18 +121,49 @@ def test_facts_are_what_the_scene_was_planned_with(data: Path) -> None:
         assert (told[columns["color"]] >= 0) == (first.color is not None and scene.style.key not in COLORLESS)
 
 
-def test_cells_are_those_of_the_judge_and_a_shard_is_the_same_again(data: Path, judge: Judge, tmp_path: Path) -> None:
+def test_a_shard_is_the_same_again_and_its_pictures_are_the_scenes(data: Path, tmp_path: Path) -> None:
     encoder = bert.toy()
     for name in ("shard-000", "again"):
-        cache_cells(data, tmp_path / f"{name}.safetensors", 5, judge.network, encoder)
+        cache_scenes(data, tmp_path / f"{name}.safetensors", 5, encoder)
     assert (tmp_path / "shard-000.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
-    pool = CellPool(tmp_path)
-    assert len(pool) == 16
-    batch = pool.sample(4, np.random.default_rng(0))
-    answers = judge.network.answers(batch.cells)
-    assert answers["first"].shape == (4, 4) and batch.captions.shape == (4, 32)
+    cache_scenes(data, tmp_path / "shard-001.safetensors", 5 + 16, encoder)
+    pool = ScenePool(tmp_path)
+    assert len(pool) == 32
+    batch = pool.batch(np.array([17, 0, 3]))
+    assert batch.pictures.shape == (3, 3, clip_scenes.SIDE, clip_scenes.SIDE) and batch.captions.shape == (3, 32)
+    stage = Stage(Album([data, data / "more"]).drawings, art=clip_scenes.CLIP_ART, staging=clip_scenes.Staging(layouts=clip_scenes.LAYOUTS))
+    assert batch.facts.tolist() == [clip_texts.facts(plan(seed, stage)) for seed in (5 + 17, 5, 5 + 3)]
     with pytest.raises(TrainingDataError, match="no shards"):
-        CellPool(tmp_path / "nowhere")
+        ScenePool(tmp_path / "nowhere")
+
+
+def test_layouts_are_shares() -> None:
+    assert sum(clip_scenes.LAYOUTS.values()) == pytest.approx(1) and set(clip_scenes.LAYOUTS) == set(scenes.LAYOUTS)
+
+
+def test_a_moved_picture_is_a_window_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = torch.arange(160, dtype=torch.uint8).expand(2, 3, 160, 160)
+    monkeypatch.setattr(clip, "SHIFT", 0.0)
+    monkeypatch.setattr(clip, "WINDOW", (0.5, 0.5))
+    window = clip.moved(ramp, np.random.default_rng(0))
+    assert window.shape == (2, 3, clip.SEEN_SIDE, clip.SEEN_SIDE)
+    edges = torch.tensor([window[0, 0, 0, 0], window[0, 0, 0, -1]])
+    torch.testing.assert_close(edges, torch.tensor([39.8, 119.2]), atol=0.2, rtol=0)  # the middle half of 0…159
+    monkeypatch.setattr(clip, "WINDOW", (1.0, 1.0))
+    torch.testing.assert_close(clip.moved(ramp, np.random.default_rng(0)).mean(), torch.tensor(79.5), atol=0.2, rtol=0)
+
+
+def test_the_first_stage_leaves_the_trunk_alone_and_the_second_its_first_blocks(data: Path, trunk: EfficientNetLite0, tmp_path: Path) -> None:
+    for steps in (0, 2):
+        clip.train_clip(data, tmp_path / "clip", steps=steps, shards=1, trunk=trunk, config=SMALL, encoder=bert.toy())
+        if steps == 0:
+            assert load_state(tmp_path / "clip.pt")["step"] == 0
+            shutil.copy(tmp_path / "clip.pt", tmp_path / "begun.pt")
+    begun, done = (load_state(tmp_path / f"{name}.pt")["model"] for name in ("begun", "clip"))
+    for name, value in trunk.state_dict().items():
+        assert torch.equal(begun[f"trunk.{name}"], value)
+        locked = name.startswith("stem.") or (name.startswith("blocks.") and int(name.split(".")[1]) < clip.LOCKED)
+        assert torch.equal(done[f"trunk.{name}"], value) == locked, name
 
 
 def test_varied_drawings_differ_and_keep_their_ground_clear() -> None:
@@ -151,36 +178,3 @@ def test_an_album_finds_the_sprite_of_every_folder(data: Path) -> None:
     for drawing in album.drawings:
         row = KNOWN.index(next(c for c in KNOWN if c.emoji == drawing.emoji)) + (4 if drawing.art == "fluent" else 0)
         np.testing.assert_array_equal(album.pixels(drawing), sprite(row))
-
-
-def english(names: clip_texts.Bank) -> torch.Tensor:
-    """The first English name of each thing: of Japanese the toy encoder reads too few letters."""
-    return names.states["en"][torch.from_numpy(np.concatenate([[0], names.ends["en"][:-1]]))]
-
-
-def test_names_of_a_thing_fall_together(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    banks = clip_texts.read_banks(bert.toy())
-    torch.manual_seed(0)
-    network = clip.ClipNetwork(clip.ClipConfig(text_width=32, text_hidden=64, width=24, widths=(8, 16, 16), queries=2))
-    anchors = torch.eye(24)[: len(KNOWN)]
-    monkeypatch.setattr(clip, "FIT_STEPS", 100)
-    clip.fit_texts(network, banks["first"], anchors)
-    with torch.no_grad():
-        answers = network.text_features(english(banks["first"])) @ anchors.T
-    assert answers.argmax(dim=1).tolist() == list(range(len(KNOWN)))
-    assert answers.diagonal().min() > 0.8
-
-
-def test_it_begins_with_the_answers_of_the_judge(data: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip, "FIT_STEPS", 200)
-    banks = clip_texts.read_banks(bert.toy())
-    network = clip.ClipNetwork(clip.ClipConfig(text_width=32, text_hidden=64, width=24, widths=(8, 16, 16), queries=2))
-    clip.begin_from(judge, network, banks["first"])
-    cells = torch.randn(50, 64, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        weight = judge.network.heads["first"].weight
-        pooling = network.tower.answers(cells)["image"] @ torch.linalg.pinv(network.tower.heads["image"].weight).T
-        wanted = F.normalize(weight - weight.mean(0), dim=-1) @ pooling.T
-        names = network.text_features(english(banks["first"]))
-        agree = (names @ network.cell_features(cells).T).argmax(0) == wanted.argmax(0)
-    assert agree.float().mean() > 0.9
