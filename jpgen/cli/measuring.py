@@ -72,8 +72,8 @@ def compare_command(
 def train_clip_command(data: Path, out: Path, steps: int, shards: int, pictures: int) -> None:
     """内蔵の日本語 CLIP（mame-clip）を学習し、見たことのない絵柄で測ります。続きから / train mame-clip and measure it, resumable."""
     from jpgen.train.clip import train_clip
-    from jpgen.train.clip_scenes import prepare_more_art
     from jpgen.train.clip_measure import measure_clip
+    from jpgen.train.clip_scenes import prepare_more_art
 
     prepare_more_art(data)
     clip = train_clip(data, out, steps=steps, shards=shards)
