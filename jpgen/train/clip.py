@@ -57,7 +57,7 @@ LOSS_WEIGHTS = {"first": 1.0, "caption": 0.3, "background": 0.2, "style": 0.2, "
 
 
 def train_clip(
-    data: Path, out: Path, *, steps: int, shards: int = 40, learning_rate: float = 1e-3, config: ClipConfig | None = None,
+    data: Path, out: Path, *, steps: int, shards: int = 25, learning_rate: float = 1e-3, config: ClipConfig | None = None,
     trunk: EfficientNetLite0 | None = None, encoder: TextEncoder | None = None,
 ) -> MameClip:  # fmt: skip
     """Train for `steps` batches of 64 in all, on `shards` of 500 scenes, and write config and weights to `out/`.
