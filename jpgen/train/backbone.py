@@ -9,9 +9,9 @@ from a copy, so that a later run goes on from the constant part.
 Times are uniform, then shifted towards noise (Esser et al. 2024, arXiv 2403.03206, equation 23): the less is to be seen, the more the network must
 listen to the words. Of logit-normal times 4 % lie above t = 0.85, of these half.
 
-The noise alone teaches slowly which word belongs to which place. So a linear reader in the middle of the network must also say what stands at each
-patch: the representation alignment of REPA (Yu et al. 2025, arXiv 2410.06940), with the renderer's own facts in place of another network's features.
-It is dropped when training ends.
+The noise alone teaches slowly which word belongs to which place. So a linear reader in the middle of the network must also say which thing, colour and
+style each patch shows: the representation alignment of REPA (Yu et al. 2025, arXiv 2410.06940), with the renderer's own facts in place of another
+network's features. It is dropped when training ends.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from jpgen.pipeline import Pipeline
 from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.latents import Batch, LatentPool, encode_ragged
 from jpgen.train.muon import Muon
-from jpgen.train.scenes import concepts
+from jpgen.train.scenes import COLORS, UNTOLD, concepts
+from jpgen.train.styles import STYLES
 from jpgen.train.text_encoder import load_text_encoder
 from jpgen.types import ModelInfo
 from jpgen.weights import WEIGHTS, eight_bit_matrices, load_weights, save_weights
 
 BATCH = 64
-TEXT_LENGTH = 24
-"""Tokens of a caption; the 1 % that are longer are passed over."""
+TEXT_LENGTH = 32
+"""Tokens of a caption; the few that are longer are passed over."""
 
 SHIFT = 6.0
 """Of the times, in training as in sampling: t becomes s t / (1 + (s − 1) t)."""
@@ -65,6 +66,9 @@ READING_WEIGHT = 0.1
 BACKGROUND_WEIGHT = 0.2
 """Weight of a patch where nothing stands, against one with a thing."""
 
+READ = {"thing": len(concepts()) + 1, "color": len(COLORS) + 1, "style": len(STYLES)}
+"""What the reader must say of every patch, in the order of `scenes.regions` -> number of classes."""
+
 CONFIG = {
     "num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 8, "cross_attention_dim": 384, "caption_channels": 384,
     "in_channels": 16, "out_channels": 16, "sample_size": 16, "patch_size": 4, "norm_type": "ada_norm_single", "use_additional_conditions": False,
@@ -84,13 +88,13 @@ def new_backbone() -> PixArtTransformer2DModel:
 
 
 class ReadingBackbone(nn.Module):
-    """A backbone in training, with the reader of its middle: guessed latents [batch, 16, 16, 16] and logits [batch, 16, concepts + 1]."""
+    """A backbone in training, with the reader of its middle: guessed latents [batch, 16, 16, 16] and logits [batch, 16, all classes of `READ`]."""
 
-    def __init__(self, backbone: PixArtTransformer2DModel, classes: int) -> None:
+    def __init__(self, backbone: PixArtTransformer2DModel) -> None:
         super().__init__()
         self.backbone = backbone
         width = backbone.config.num_attention_heads * backbone.config.attention_head_dim
-        self.reader = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+        self.reader = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(READ.values())))
         self.middle: Tensor | None = None
         backbone.transformer_blocks[READ_AFTER - 1].register_forward_hook(self._look)
 
@@ -136,8 +140,8 @@ class Optimizer:
             part.load_state_dict(state)
 
 
-def losses(model: Callable[..., tuple[Tensor, Tensor]], batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Squared error of the guessed latents weighted by time, and cross entropy of the reader weighted by patch, of a `ReadingBackbone`."""
+def losses(model: Callable[..., tuple[Tensor, Tensor]], batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Of a `ReadingBackbone`: the squared error of the guessed latents weighted by time, and the cross entropy of each of `READ`."""
     latents = batch.latents
     even = torch.rand(len(latents), generator=generator)
     times = SHIFT * even / (1 + (SHIFT - 1) * even)
@@ -145,10 +149,13 @@ def losses(model: Callable[..., tuple[Tensor, Tensor]], batch: Batch, generator:
     at = times[:, None, None, None]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best_dtype() is torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         guess, logits = model((1 - at) * latents + at * noise, batch.states, batch.mask, times)
-    weights = torch.ones(logits.shape[-1])
-    weights[0] = BACKGROUND_WEIGHT
-    reading = F.cross_entropy(logits.float().flatten(0, 1), batch.regions.flatten(), weight=weights)
-    return ((guess.float() - latents) ** 2 * (1 / at**2).clamp_max(HEAVIEST)).mean(), reading
+    told = {"loss": ((guess.float() - latents) ** 2 * (1 / at**2).clamp_max(HEAVIEST)).mean()}
+    for name, answers, right in zip(READ, logits.float().flatten(0, 1).split(list(READ.values()), dim=1), batch.regions.unbind(1), strict=True):
+        weights = torch.ones(READ[name])
+        if name == "thing":
+            weights[0] = BACKGROUND_WEIGHT
+        told[name] = F.cross_entropy(answers, right.flatten(), weight=weights, ignore_index=UNTOLD)
+    return told
 
 
 def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool = True) -> None:
@@ -162,7 +169,7 @@ def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool =
     encoder, tokenizer = load_text_encoder(folder)
     empty = encode_ragged([""], encoder, tokenizer)[0].float()
     del encoder
-    model = ReadingBackbone(new_backbone(), len(concepts()) + 1)
+    model = ReadingBackbone(new_backbone())
     if (folder / "transformer" / WEIGHTS).exists():
         model.backbone.load_state_dict(load_weights(folder / "transformer" / WEIGHTS))
     average = copy.deepcopy(model).requires_grad_(False)
@@ -175,24 +182,24 @@ def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool =
         done = state["step"]
     network = torch.compile(model, dynamic=False) if compiled else model
     curve = Curve(folder / "backbone.jsonl")
-    recent: list[tuple[float, float]] = []
+    recent: list[list[float]] = []
     for step in range(done, steps):
         rng, generator = np.random.default_rng((7, step)), torch.Generator().manual_seed(step)
         batch = pool.sample(BATCH, TEXT_LENGTH, ENGLISH, rng)
         for i in np.flatnonzero(rng.random(BATCH) < EMPTY):
             batch.states[i], batch.mask[i] = 0, 0
             batch.states[i, : len(empty)], batch.mask[i, : len(empty)] = empty, 1
-        loss, reading = losses(network, batch, generator)
-        (loss + READING_WEIGHT * reading).backward()
+        told = losses(network, batch, generator)
+        (told["loss"] + READING_WEIGHT * sum(told[name] for name in READ)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / max(decay, 1)))
         keep = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
-        recent.append((loss.item(), reading.item()))
+        recent.append([value.item() for value in told.values()])
         curve.count(BATCH)
         if (step + 1) % 50 == 0:
-            loss_mean, reading_mean = np.mean(recent, axis=0)
-            curve.row(step=step + 1, samples=(step + 1) * BATCH, loss=float(loss_mean), reading=float(reading_mean))
+            means = dict(zip(told, np.mean(recent, axis=0).tolist(), strict=True))
+            curve.row(step=step + 1, samples=(step + 1) * BATCH, **means)
             recent.clear()
         if (step + 1) % SAVE_EVERY == 0 and step + 1 <= steps - decay:
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}

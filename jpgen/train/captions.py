@@ -1,6 +1,7 @@
 """Captions: what a scene shows, said in varied natural Japanese and English.
 
-Both languages tell the same facts (things, colours, count, place, size, background, style) in the words a person would type.
+Both languages tell the same facts (things, colours, count, place, size, background, style) in the words a person would type. Some carry a word of
+praise, or the phrases the style's button adds (`prompts/styles.tsv`): they show in no picture, and must not look like another thing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from functools import cache
 import numpy as np
 
 from jpgen.errors import MissingExtraError
+from jpgen.prompt import load_styles
 from jpgen.train.scenes import Scene, Thing
+from jpgen.train.styles import Style
 
 ANIMATE_COUNTERS = frozenset({"匹", "頭", "羽", "人", "体"})
 KANJI_DIGITS = "〇一二三四五"
@@ -21,6 +24,13 @@ NO_ARTICLE = ("the ", "Mount", "Tokyo", "Earth", "Saturn", "Santa", "T-Rex")
 JAPANESE_PLURALS = frozenset({"sushi", "oden", "bento", "kadomatsu", "koinobori", "dango"})
 """English words from Japanese that stay as they are in the plural."""
 
+PRAISE = (
+    ("かわいい", "cute"), ("きれいな", "pretty"), ("美しい", "beautiful"), ("素敵な", "lovely"), ("古い", "old"), ("新しい", "new"), ("不思議な", "strange"),
+)  # fmt: skip
+"""Words in both languages that go with anything and show in no picture."""
+
+DRAWN = ("画", "絵", "アート", "CG")
+"""How the name of a style ends that is a picture itself: 犬の水彩画."""
 
 Wording = np.random.Generator | None
 """What chooses among words that say the same; None always takes the usual ones."""
@@ -44,11 +54,23 @@ def _word(rng: Wording, words: tuple[str, ...]) -> str:
     return words[0] if _chance(rng, 0.5) else _pick(rng, *words)
 
 
+def _praise(rng: Wording, language: int) -> str:
+    """A word of `PRAISE`, or mostly none."""
+    return _pick(rng, *(words[language] for words in PRAISE)) if _chance(rng, 0.12) else ""
+
+
+@cache
+def touches(style: Style) -> tuple[str, ...]:
+    """The phrases that the style of this name in `prompts/styles.tsv` adds to a prompt, but its name and any background; none if it is not there."""
+    named = [one for one in load_styles().values() if one.name in style.ja]
+    return tuple(part for part in named[0].prompt.split("、")[2:] if "背景" not in part) if named else ()
+
+
 # --- Japanese ---------------------------------------------------------------------------------------------------------
 
 
 def _ja_thing(thing: Thing, rng: Wording) -> str:
-    return (_word(rng, thing.color.ja) if thing.color else "") + _word(rng, thing.concept.ja)
+    return _praise(rng, 0) + (_word(rng, thing.color.ja) if thing.color else "") + _word(rng, thing.concept.ja)
 
 
 def _ja_number(count: int, counter: str, rng: Wording) -> str:
@@ -95,7 +117,12 @@ def _japanese(scene: Scene, rng: Wording) -> str:
         text = _pick(rng, *forms)
     if scene.style.key:
         style = _word(rng, scene.style.ja)
-        text = _pick(rng, f"{style}の{text}", f"{text}、{style}", f"{text}、{style}", f"{style}、{text}", f"{style}で描いた{text}")
+        forms = [f"{style}の{text}", f"{text}、{style}", f"{text}、{style}", f"{style}、{text}", f"{style}で描いた{text}"]
+        if style.endswith(DRAWN) and "、" not in text:
+            forms += [f"{text}の{style}", f"{text}の{style}"]
+        text = _pick(rng, *forms)
+        if touches(scene.style) and _chance(rng, 0.3):
+            return "、".join([text, *touches(scene.style)[: int(rng.integers(1, 6))]])
     return text + (_pick(rng, "の絵", "のイラスト", "。") if rng is not None and not _chance(rng, 0.92) else "")
 
 
@@ -131,7 +158,7 @@ def article(noun: str) -> str:
 
 
 def _en_thing(thing: Thing, rng: Wording, size: str = "") -> str:
-    noun = " ".join(part for part in (size, thing.color.en if thing.color else "", _word(rng, thing.concept.en)) if part)
+    noun = " ".join(part for part in (_praise(rng, 1), size, thing.color.en if thing.color else "", _word(rng, thing.concept.en)) if part)
     return noun if _chance(rng, 0.4) else article(noun)
 
 
@@ -166,5 +193,5 @@ def _english(scene: Scene, rng: Wording) -> str:
             text = _pick(rng, f"{text}, {place}", f"{text}, {place}", behind, f"{text} and {place}", f"{place}, {text}")
     if scene.style.key:
         style = _word(rng, scene.style.en)
-        text = _pick(rng, f"{text}, {style}", f"{text}, {style}", f"{style} of {text}", f"{style}, {text}")
+        text = _pick(rng, f"{text}, {style}", f"{text}, {style}", f"{style} of {text}", f"{style}, {text}", f"{text} in {style}")
     return text

@@ -1,6 +1,6 @@
 """Cached training data of the backbone: shards of scenes as latents and text states.
 
-A shard is one safetensors file: `latents` fp16 [n, 16, 16, 16], `regions` int16 [n, 4, 4] (see `scenes.regions`), and for each language `<lang>`
+A shard is one safetensors file: `latents` fp16 [n, 16, 16, 16], `regions` int16 [n, 3, 4, 4] (see `scenes.regions`), and for each language `<lang>`
 bf16 [tokens, 384] with `<lang>_ends` int64 [n], the running ends of each caption's rows.
 """
 
@@ -34,7 +34,7 @@ BACKBONE_ART = ("noto",)
 
 
 class CaptionedScenes(Dataset[tuple[Tensor, Tensor, dict[str, str]]]):
-    """Scenes by seed: pictures uint8 [3, 256, 256], what stands where int16 [4, 4], and a caption in each language."""
+    """Scenes by seed: pictures uint8 [3, 256, 256], what each patch shows int16 [3, 4, 4], and a caption in each language."""
 
     def __init__(self, data: Path, seeds: Sequence[int]) -> None:
         self.sprites, drawings = load_sprites(data)
@@ -97,7 +97,7 @@ def encode_ragged(texts: Sequence[str], encoder: BertModel, tokenizer: Tokenizer
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents fp32 [batch, 16, 16, 16], text states fp32 [batch, length, 384], mask int64 [batch, length], regions int64 [batch, 4, 4]."""
+    """Latents fp32 [batch, 16, 16, 16], text states fp32 [batch, length, 384], mask int64 [batch, length], regions int64 [batch, 3, 4, 4]."""
 
     latents: Tensor
     states: Tensor

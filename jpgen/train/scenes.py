@@ -253,16 +253,25 @@ REACH = 0.42
 """How far a drawing reaches from its centre, as a share of its side: art leaves a margin."""
 
 
-def regions(scene: Scene, among: Sequence[Concept]) -> np.ndarray:
-    """What stands at the centre of each patch: int16 [4, 4], the place in `among` plus one of a concept, or 0 where the background shows.
+UNTOLD = -100
+"""In `regions`: no colour to be told here. `cross_entropy` passes over it."""
 
-    Raises ValueError for a concept that is not in `among`.
+
+def regions(scene: Scene, among: Sequence[Concept]) -> np.ndarray:
+    """What each patch shows: int16 [3, 4, 4] of thing, colour and style.
+
+    The thing at its centre: the place in `among` plus one, or 0 where the background shows. Its colour: the place in `COLORS` plus one, 0 for its own,
+    or `UNTOLD` where nothing stands or the style hides it. The style: the place in `STYLES`. Raises ValueError for a concept that is not in `among`.
     """
     centres = (np.arange(GRID) + 0.5) * (256 / GRID)
-    out = np.zeros((GRID, GRID), np.int16)
+    out = np.zeros((3, GRID, GRID), np.int16)
+    out[1], out[2] = UNTOLD, STYLES.index(scene.style)
     for thing in reversed(scene.things):  # as `render` paints them: the first stands in front
+        color = COLORS.index(thing.color) + 1 if thing.color else 0
         for x, y, side in thing.boxes:
-            out[np.ix_(abs(centres - y) < REACH * side, abs(centres - x) < REACH * side)] = among.index(thing.concept) + 1
+            here = np.ix_(abs(centres - y) < REACH * side, abs(centres - x) < REACH * side)
+            out[0][here] = among.index(thing.concept) + 1
+            out[1][here] = UNTOLD if scene.style.key in COLORLESS else color
     return out
 
 

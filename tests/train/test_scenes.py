@@ -6,7 +6,7 @@ import pytest
 from jpgen.errors import UnknownNameError
 from jpgen.train.backgrounds import BACKGROUNDS
 from jpgen.train.captions import caption
-from jpgen.train.scenes import COLORS, FLAT_ART, LAYOUTS, Scene, Stage, concepts, plan, read_staging, regions, render, tint
+from jpgen.train.scenes import COLORLESS, COLORS, FLAT_ART, LAYOUTS, UNTOLD, Scene, Stage, concepts, plan, read_staging, regions, render, tint
 from jpgen.train.sprites import Drawing
 from jpgen.train.styles import STYLES
 
@@ -92,8 +92,14 @@ def test_things_stand_where_the_layout_says() -> None:
 
 def test_regions_tell_what_stands_where() -> None:
     for scene in (plan(seed, STAGE) for seed in range(200)):
-        places = regions(scene, concepts())
-        assert places.shape == (4, 4)
+        told = regions(scene, concepts())
+        assert told.shape == (3, 4, 4)
+        places, colors, styles = told
+        assert (styles == STYLES.index(scene.style)).all()
+        assert ((colors == UNTOLD) == ((places == 0) | (scene.style.key in COLORLESS))).all()
+        for thing in scene.things if scene.style.key not in COLORLESS else ():
+            wanted = COLORS.index(thing.color) + 1 if thing.color else 0
+            assert (colors[places == concepts().index(thing.concept) + 1] == wanted).all()
         there = {concepts().index(thing.concept) + 1 for thing in scene.things}
         assert set(places.flatten().tolist()) <= there | {0}
         x, y, _ = scene.things[0].boxes[0]
@@ -101,7 +107,7 @@ def test_regions_tell_what_stands_where() -> None:
             assert concepts().index(scene.things[0].concept) + 1 in places[y // 64 - 1 : y // 64 + 1, x // 64 - 1 : x // 64 + 1]
         assert (places[0] == 0).any() or scene.layout in ("large", "above", "count")
     left, right = next(s for s in (plan(seed, STAGE) for seed in range(500)) if s.layout == "beside").things
-    places = regions(Scene(0, BACKGROUNDS[0], STYLES[0], "beside", (left, right)), concepts())
+    places = regions(Scene(0, BACKGROUNDS[0], STYLES[0], "beside", (left, right)), concepts())[0]
     assert set(places[:, :2].flatten()) == {0, concepts().index(left.concept) + 1}
 
 
