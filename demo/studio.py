@@ -7,12 +7,13 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import streamlit as st
 
 import jpgen
+from demo.brake import Brake
 from demo.engine import Desk, Engine
 from demo.gallery import Gallery
 from demo.settings import Settings, load_settings
@@ -28,6 +29,7 @@ class Studio:
     engine: Engine
     pictures: Gallery
     settings: Settings
+    brake: Brake = field(default_factory=Brake)
 
 
 def _open(model: str, *, vae: str | None = None) -> Any:

@@ -78,7 +78,9 @@ print(json.dumps([*stages, time.process_time()]))
 """
 """Run by itself: CPU seconds of its life at the end of each of STAGES but the last."""
 
-STAGES = ("Python", "import torch", "import diffusers, transformers, peft", "開く / open mame", "一枚 / one picture", "終わり / the end of the process")
+STAGES = (
+    "Python", "import torch", "import diffusers, transformers, peft", "開く / open mame", "一枚 / one picture", "終わり / the end of the process",
+)  # fmt: skip
 
 
 def main() -> None:
