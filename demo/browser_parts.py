@@ -1,4 +1,4 @@
-"""Two small things Streamlit has no widget for: the language of the document and of Streamlit's own words, and a mask painted on a picture."""
+"""Two small things Streamlit has no widget for: the language of the document (and of what Streamlit says), and a mask painted on a picture."""
 
 from __future__ import annotations
 

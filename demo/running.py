@@ -16,7 +16,7 @@ from demo.studio import session, studio
 from demo.words import say
 
 SHORTCUT = "Ctrl+Enter"
-"""What presses a page's main button, on a Mac ⌘+Enter. An input method's Enter, which has key code 229, never does, nor does a plain one."""
+"""What presses a page's main button, on a Mac ⌘+Enter. A plain Enter never does, nor an input method's, which browser/language.js keeps from it."""
 
 EVERY = 0.5
 """Seconds between two looks at a job that waits or runs: every look is a run of its own, here and in the browser."""

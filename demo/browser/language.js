@@ -51,6 +51,10 @@ export default function ({ data }) {
   renewAll(document.body);
   if (watching) return;
   watching = true;
+  // Streamlit takes a Ctrl+Enter in the middle of a conversion for its shortcut: an input method's Enter (229, also Safari's after it) is kept from it.
+  window.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.isComposing || event.keyCode === 229)) event.stopImmediatePropagation();
+  }, true);
   new MutationObserver((changes) => changes.forEach(changed))
     .observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["aria-label"] });
 }
