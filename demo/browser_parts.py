@@ -1,4 +1,4 @@
-"""Two small things Streamlit has no widget for: the language of the document, and a mask painted on a picture."""
+"""Two small things Streamlit has no widget for: the language of the document (and of what Streamlit says), and a mask painted on a picture."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ HERE = Path(__file__).with_name("browser")
 
 
 def mark_language() -> None:
-    """Tell the browser which language the page is in."""
-    _language()(key="html-lang", data={"lang": language()}, height=1)
+    """Tell the browser which language the page is in, and what Streamlit's own words are in it."""
+    _language()(key="html-lang", data={"lang": language(), "words": streamlit_words() if language() == "ja" else []}, height=1)
+
+
+@cache
+def streamlit_words() -> list[list[str]]:
+    """What Streamlit says by itself, in English and in Japanese; `{}` stands for whatever is there."""
+    lines = (HERE / "streamlit_words.tsv").read_text("utf-8").splitlines()
+    return [line.split("\t") for line in lines[1:]]
 
 
 def paint_mask(address: str, size: tuple[int, int], *, identity: str, alt: str, key: str) -> Image.Image | None:

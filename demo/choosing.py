@@ -199,8 +199,8 @@ def _style_label(name: str) -> str:
 
 def choose_size(page: str, card: ModelCard) -> None:
     """Width and height, by shape or typed."""
-    shape = st.selectbox(
-        say("size"), [*SHAPES, OWN], format_func=lambda one: _shape_label(one, card), key=f"{page}/shape", persist_state="session"
+    shape = st.radio(  # always in sight: a list closes whenever the page scrolls
+        say("size"), [*SHAPES, OWN], format_func=lambda one: _shape_label(one, card), key=f"{page}/shape", persist_state="session", horizontal=True
     )
     if shape == OWN:
         for column, side, usual in zip(st.columns(2), ("width", "height"), (card.default.width, card.default.height), strict=True):
@@ -239,6 +239,16 @@ def _sides(shape: str, card: ModelCard) -> tuple[int, int]:
     if shape in ("portrait", "landscape"):  # the longer side stays the model's own
         across, down = across / max(across, down), down / max(across, down)
     return fitting_side(card.default.width * across), fitting_side(card.default.height * down)
+
+
+def chosen_sides(page: str, card: ModelCard) -> tuple[int, int]:
+    """Width and height that the page's widgets say, of a shape those that this model has for it; for callbacks too."""
+    shape = st.session_state.get(f"{page}/shape", next(iter(SHAPES)))
+    if shape != OWN:
+        return _sides(shape, card)
+    usual = {"width": card.default.width, "height": card.default.height}
+    width, height = (fitting_side(st.session_state.get(f"{page}/{side}", usual[side])) for side in usual)
+    return width, height
 
 
 def choose_steps(page: str, card: ModelCard) -> None:
@@ -294,7 +304,7 @@ def choose_route(page: str, card: ModelCard) -> None:
         help=say("route.help"), on_change=st.rerun,  # not the settings alone: the page also shows how words are read
     )  # fmt: skip
     if route == "translate":
-        st.selectbox(say("translator"), list(translators()), key=f"{page}/translator", persist_state="session")
+        st.radio(say("translator"), list(translators()), key=f"{page}/translator", persist_state="session")
 
 
 def _routes(card: ModelCard) -> list[str]:
@@ -309,11 +319,10 @@ def chosen(page: str) -> Chosen:
     def told(name: str, usual: Any) -> Any:
         return st.session_state.get(f"{page}/{name}", usual)
 
-    shape, route = told("shape", next(iter(SHAPES))), told("route", ROUTES[0])
+    route = told("route", ROUTES[0])
     route = route if route in _routes(card) else ROUTES[0]  # the model may have changed with the same click
     translator = told("translator", next(iter(translators()), "")) if route == "translate" else ""
-    own = fitting_side(told("width", card.default.width)), fitting_side(told("height", card.default.height))
-    width, height = own if shape == OWN else _sides(shape, card)
+    width, height = chosen_sides(page, card)
     return Chosen(
         card.name, route, translator, told("style", NO_STYLE), width, height, told(f"steps/{card.name}", steps),
         told(f"guidance/{card.name}", guidance), told("count", 1), told("seed", 0),

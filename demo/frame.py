@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,8 +68,9 @@ def _admitted() -> bool:
     with st.form("password", border=False):
         given = st.text_input(say("password.label"), type="password")
         if st.form_submit_button(say("password.enter"), type="primary"):
-            if settings.allows(given):
+            opens = studio().brake.attempt(lambda: settings.allows(given))
+            if opens is True:
                 st.session_state["admitted"] = True
                 st.rerun()
-            failure(say("password.wrong"))
+            failure(say("password.wait", seconds=math.ceil(opens)) if opens else say("password.wrong"))
     return False

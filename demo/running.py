@@ -15,8 +15,18 @@ from demo.results import jpeg
 from demo.studio import session, studio
 from demo.words import say
 
+SHORTCUT = "Ctrl+Enter"
+"""What presses a page's main button, on a Mac ⌘+Enter. A plain Enter never does, nor an input method's, which browser/language.js keeps from it."""
+
 EVERY = 0.5
 """Seconds between two looks at a job that waits or runs: every look is a run of its own, here and in the browser."""
+
+
+def submit_button(name: str, *, icon: str, act: Callable[..., None], key: str, args: tuple[Any, ...] = (), disabled: bool = False) -> None:
+    """The main button of a page's form, one on a page: `name` is the key of its text, `act` what it does."""
+    st.form_submit_button(
+        say(name), type="primary", icon=icon, on_click=act, args=args, key=key, disabled=disabled, shortcut=SHORTCUT, help=say("submit.help")
+    )
 
 
 def start(page: str, work: Callable[[Desk], Any], *, title: str) -> None:

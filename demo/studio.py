@@ -7,12 +7,13 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import streamlit as st
 
 import jpgen
+from demo.brake import Brake
 from demo.engine import Desk, Engine
 from demo.gallery import Gallery
 from demo.settings import Settings, load_settings
@@ -28,15 +29,25 @@ class Studio:
     engine: Engine
     pictures: Gallery
     settings: Settings
+    brake: Brake = field(default_factory=Brake)
 
 
 def _open(model: str, *, vae: str | None = None) -> Any:
-    """A pipeline whose objects, and those of the libraries it brought, are left out of later garbage collections: one takes half a second else."""
-    with _short_turns():
-        made = (open_pipeline or jpgen.Pipeline)(model, vae=vae)
-    gc.collect()
-    gc.freeze()
-    return made
+    """A pipeline whose objects, and those of the libraries it brought, are left out of all garbage collections until it is dropped."""
+    gc.collect()  # what the pages have left behind is not to be kept with it; before anything is open that takes a tenth of a second
+    with _short_turns(), _for_good():
+        return (open_pipeline or jpgen.Pipeline)(model, vae=vae)
+
+
+@contextmanager
+def _for_good() -> Iterator[None]:
+    """Collect no garbage meanwhile, and look at nothing later that is there then: a collection takes half a second where torch is loaded."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

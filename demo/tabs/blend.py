@@ -97,7 +97,7 @@ def _picture_settings(parts: tuple[Part, ...]) -> tuple[str, int, int, bool]:
         text = st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=80, persist_state="session")
         with st.container(horizontal=True, vertical_alignment="bottom"):
             seed = st.number_input(say("seed"), 0, choosing.MOST_SEED, 1, key=f"{PAGE}/seed", width=190, persist_state="session")
-            st.form_submit_button(say("blend.go"), type="primary", icon=":material/blender:", on_click=_pressed, args=(parts, steps), key="blend-go")
+            running.submit_button("blend.go", icon=":material/blender:", act=_pressed, args=(parts, steps), key="blend-go")
     return text or "", seed, steps, live
 
 

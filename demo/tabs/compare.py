@@ -15,6 +15,7 @@ from demo.scores import likeness, scorable
 from demo.studio import gallery, studio
 from demo.words import say
 
+PAGE = "compare"
 WAYS, GRID = "ways", "grid"
 JAPANESE, ENGLISH, TRANSLATED, RAW = "japanese", "english", "translated", "raw"
 
@@ -36,7 +37,8 @@ def show() -> None:
         label_visibility="collapsed",
     )  # fmt: skip
     with st.expander(say("settings"), icon=":material/tune:"):
-        choosing.choose_model("compare")
+        card = choosing.choose_model(PAGE)
+        choosing.choose_size(PAGE, card)
     _ways() if mode == WAYS else _grid()
 
 
@@ -52,7 +54,7 @@ def _ways() -> None:
         right.text_area(say("ways.english"), key="ways/english", height=100, placeholder="a red ship on a sunset sea", persist_state="session")
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.number_input(say("seed"), 0, 2**53 - 1, 1, key="ways/seed", width=190, persist_state="session")
-            st.form_submit_button(say("compare"), type="primary", icon=":material/compare:", on_click=_compare, key="ways-go")
+            running.submit_button("compare", icon=":material/compare:", act=_compare, key="ways-go")
     if not choosing.translators():
         notice(say("ways.no_translator"))
     if not scorable():
@@ -72,10 +74,11 @@ def _compare() -> None:
         return running.refuse("ways", error)
 
     model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
+    width, height = choosing.chosen_sides(PAGE, choosing.models()[model])
 
     def draw(desk: Desk) -> None:
         pipeline = desk.pipeline(model)
-        config = pipeline.config(steps=steps)
+        config = pipeline.config(width=width, height=height, steps=steps)
         if translator:
             prompts[TRANSLATED] = translated(prompts[JAPANESE], translator)
         order = [way for way in (JAPANESE, ENGLISH, TRANSLATED, RAW) if way in prompts]
@@ -120,7 +123,7 @@ def _grid() -> None:
         st.text_area(say("prompt"), key="grid/prompt", height=100, placeholder=say("prompt.placeholder"), persist_state="session")
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.number_input(say("seed"), 0, 2**53 - 1, 1, key="grid/seed", width=190, persist_state="session")
-            st.form_submit_button(say("grid.go"), type="primary", icon=":material/grid_view:", on_click=_draw_grid, args=(x, y), key="grid-go")
+            running.submit_button("grid.go", icon=":material/grid_view:", act=_draw_grid, args=(x, y), key="grid-go")
     if not running.follow("grid", _table):
         _table(running.outcome("grid"))
 
@@ -133,13 +136,15 @@ def _draw_grid(x: axes.Axis, y: axes.Axis) -> None:
     except jpgen.JpgenError as error:
         return running.refuse("grid", error)
 
-    kept = gallery()
+    kept, cards = gallery(), choosing.models()
+    sides = {cell.model: choosing.chosen_sides(PAGE, cards[cell.model]) for cell in cells}
 
     def draw(desk: Desk) -> None:
         desk.expect(len(cells))
         for cell, prompt in zip(cells, prompts, strict=True):
-            pipeline = desk.pipeline(cell.model)
-            made = pipeline.generate(prompt, seed=cell.seed, config=pipeline.config(**cell.sampling), on_step=desk.on_step)
+            pipeline, (width, height) = desk.pipeline(cell.model), sides[cell.model]
+            config = pipeline.config(width=width, height=height, **cell.sampling)
+            made = pipeline.generate(prompt, seed=cell.seed, config=config, on_step=desk.on_step)
             desk.deliver((cell, keep(kept, made, "grid")))
 
     running.start("grid", draw, title=text)

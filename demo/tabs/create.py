@@ -90,7 +90,7 @@ def _form() -> None:
         st.text_area(say("prompt"), key=f"{PAGE}/prompt", height=110, placeholder=say("prompt.placeholder"), persist_state="session")
         st.text_area(say("negative"), key=f"{PAGE}/negative", height=68, placeholder=say("negative.placeholder"), persist_state="session")
         with st.container(horizontal=True):
-            st.form_submit_button(say("generate"), type="primary", icon=":material/brush:", on_click=_generate, key="generate")
+            running.submit_button("generate", icon=":material/brush:", act=_generate, key="generate")
             st.form_submit_button(say("read"), icon=":material/menu_book:", on_click=_look, key="read")
 
 

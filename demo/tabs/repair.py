@@ -98,8 +98,8 @@ def _redrawing_form(source: Source, how: Redrawing) -> None:
     with st.form(f"{how.mode}-form", border=False, enter_to_submit=False):
         st.text_area(say("prompt"), key=f"{key}/prompt", height=100, placeholder=say("prompt.placeholder"))
         st.text_area(say("negative"), key=f"{key}/negative", height=68, placeholder=say("negative.placeholder"))
-        st.form_submit_button(
-            say(f"repair.{how.mode}.go"), type="primary", icon=":material/brush:", on_click=_draw, args=(source, how), key=f"{how.mode}-go",
+        running.submit_button(
+            f"repair.{how.mode}.go", icon=":material/brush:", act=_draw, args=(source, how), key=f"{how.mode}-go",
             disabled=how.mode == PART and how.mask is None,
         )  # fmt: skip
 
@@ -144,7 +144,7 @@ def _words(source: Source) -> None:
     st.code(settings.source, language=None, wrap_lines=True)
     with st.form("words-form", border=False, enter_to_submit=False):
         st.text_area(say("words.instruction"), key=f"{PAGE}/instruction", height=68, placeholder=say("words.placeholder"))
-        st.form_submit_button(say("words.go"), type="primary", icon=":material/edit_note:", on_click=_reword, args=(source,), key="words-go")
+        running.submit_button("words.go", icon=":material/edit_note:", act=_reword, args=(source,), key="words-go")
 
 
 def _reword(source: Source) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import logging
 import os
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jpgen.cli.command import explained
+from jpgen.cli.command import explained, for_good
 from jpgen.cli.demo import demo_command
 from jpgen.cli.evolving import evolve_command
 from jpgen.cli.measuring import compare_command, score_command
@@ -34,6 +36,7 @@ def main() -> None:
     """日本語から絵を作ります / pictures from Japanese prompts."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not for the reader: jpgen says what came of them
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # nor that torchvision would read pictures faster
+    atexit.register(gc.freeze)  # else Python looks through all that torch brought once more before it ends: over a second
 
 
 @main.command("generate")
@@ -78,9 +81,10 @@ def generate_command(
     width, height = _size(size)
     prompts = _prompts(prompt)
 
-    from jpgen.adapters import parse_loras
-    from jpgen.api import opened
-    from jpgen.metadata import file_name, require_writable
+    with for_good():
+        from jpgen.adapters import parse_loras
+        from jpgen.api import opened
+        from jpgen.metadata import file_name, require_writable
 
     total = len(prompts) * max(count, 1)
     if output is not None:
@@ -92,7 +96,8 @@ def generate_command(
 
         models.accept_license(*(one for name, row in load_catalog().items() if name in (model, translator) for one in members(row)))
     start, stop = _interval(guidance_interval)
-    pipeline = opened(model, vae=vae, translator=translator, adapter=adapter, route=route, optimize=optimize)
+    with for_good():
+        pipeline = opened(model, vae=vae, translator=translator, adapter=adapter, route=route, optimize=optimize)
     sources = _sources(init, strength, mask, control, upscale, tile)
     config = pipeline.config(
         width=width, height=height, steps=steps, guidance_scale=guidance, scheduler=scheduler, emphasis=emphasis, clip_skip=clip_skip,

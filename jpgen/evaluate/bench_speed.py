@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from jpgen.encoders.remembered import Remembered
 from jpgen.evaluate.bench_models import joined, opened, written
 from jpgen.evaluate.counting import counted
 from jpgen.evaluate.rivals import DIFFUSERS_TOKENS, PixArtStep, Plain, SdxlStep, absent, openvino_forward
-from jpgen.evaluate.timing import PSNR, Compared, UnlikeError, compare, nearness, probe
+from jpgen.evaluate.timing import PSNR, Compared, UnlikeError, compare, cpu_seconds, nearness, probe
 from jpgen.models import recognise
 from jpgen.pipeline import Pipeline
 from jpgen.types import SamplingConfig
@@ -58,6 +60,27 @@ backbone = load_backbone(entry, dtype)
 print(json.dumps([cpu_seconds() - began, anonymous() - before]))
 """
 """Run by itself: CPU seconds and growth of memory that is no file's, of opening a model's U-Net and autoencoder."""
+
+COLD = """
+import json, time
+from jpgen.cli.command import for_good
+stages = [time.process_time()]
+with for_good():
+    import torch
+    stages.append(time.process_time())
+    import jpgen.backbones.pixart, jpgen.encoders.bert
+    stages.append(time.process_time())
+    from jpgen import Pipeline
+    pipeline = Pipeline("mame")
+    stages.append(time.process_time())
+pipeline.generate("夕焼けの海に浮かぶ赤い船", seed=1)
+print(json.dumps([*stages, time.process_time()]))
+"""
+"""Run by itself: CPU seconds of its life at the end of each of STAGES but the last."""
+
+STAGES = (
+    "Python", "import torch", "import diffusers, transformers, peft", "開く / open mame", "一枚 / one picture", "終わり / the end of the process",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -171,6 +194,7 @@ def _load(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
         yield f"{place.name} を {told} で開く / open as {told}", partial(_opening, place=place, dtype=told, rounds=options.rounds)
     yield "import jpgen ÷ import diffusers", _importing
     yield "起動から一枚 ÷ diffusers の import だけ / cold `jpgen generate` ÷ importing diffusers", _cold
+    yield "起動から一枚の内訳 / parts of a cold picture", _cold_parts
 
 
 LEGS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Row]]] = {"small": _small, "load": _load, "wide": _wide, "full": _full, "cpp": _cpp}
@@ -317,6 +341,17 @@ def _cold(name: str) -> Compared:
     with tempfile.TemporaryDirectory() as folder:
         drawing = ("-m", "jpgen.cli", "generate", PROMPT, "-o", str(Path(folder) / "ship.png"))
         return compare(name, lambda: _run(*drawing), lambda: _run("-c", ENGINE), rounds=3, least=None)
+
+
+def _cold_parts(name: str) -> str:
+    """CPU seconds of the stages of a process that draws one picture and ends: of each the median of three."""
+    found = []
+    for _ in range(3):
+        began = cpu_seconds()
+        stages = json.loads(_run("-c", COLD))
+        found.append([after - before for before, after in pairwise([0.0, *stages, cpu_seconds() - began])])
+    told = (f"{stage} {median(seconds):.2f}" for stage, seconds in zip(STAGES, zip(*found, strict=True), strict=True))
+    return f"     -  {name}, CPU s: {', '.join(told)}; 計 / in all {median(map(sum, found)):.2f}"
 
 
 def _encoder(pipeline: Pipeline) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from playwright.sync_api import CDPSession, Page, expect
 
 from demo.settings import hash_password
+from jpgen import read_settings
 from tests.browser.conftest import PROMPT, Server, fill, generate, serve_gated, settled, stop
 from tests.browser.gated import open_gate
 
@@ -46,6 +48,64 @@ def test_enter_that_confirms_a_conversion_submits_nothing(gated: Server, visit: 
     expect(page.get_by_role("button", name="取り消す")).to_be_visible()
     page.get_by_role("button", name="取り消す").click()
     expect(page.get_by_text("取り消しました。")).to_be_visible()
+
+
+def test_ctrl_enter_draws_what_is_typed_and_an_enter_of_an_input_method_with_it_does_not(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    box, generating = page.get_by_role("textbox", name=PROMPT), page.get_by_role("button", name="取り消す")
+    box.click()
+    page.keyboard.type("青い鳥")
+    page.evaluate(
+        """() => document.activeElement.dispatchEvent(new KeyboardEvent('keydown',
+           { key: 'Enter', code: 'Enter', keyCode: 229, which: 229, ctrlKey: true, isComposing: true, bubbles: true, cancelable: true }))"""
+    )
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("と月")
+    settled(page)
+    assert not generating.is_visible()
+    page.keyboard.press("Control+Enter")
+    expect(generating).to_be_visible()
+    assert box.input_value() == "青い鳥\n\nと月"  # it adds no line
+    open_gate(gated, "青い鳥\n\nと月")
+    expect(page.get_by_role("button", name="PNG を保存")).to_be_visible()
+    assert read_settings(max(gated.folder.rglob("pictures/*/*/*.png"), key=lambda file: file.stat().st_mtime_ns)).source == "青い鳥\n\nと月"
+
+
+def test_what_streamlit_says_by_itself_is_japanese_too_and_english_in_english(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated)
+    page.get_by_text("絵から設定を戻す").click()
+    dropzone = page.locator("[data-testid=stFileUploaderDropzone]")
+    expect(dropzone.locator("button")).to_have_text(re.compile("ファイルを選ぶ$"))
+    expect(dropzone).to_contain_text("まで • PNG")
+    page.get_by_text("設定", exact=True).first.click()
+    expect(page.get_by_role("button", name="増やす").first).to_be_attached()
+    page.get_by_role("textbox", name=PROMPT).fill("Upload")  # what a person writes stays
+    page.get_by_role("textbox", name=PROMPT).blur()
+    page.get_by_role("radio", name="English").or_(page.get_by_role("button", name="English")).first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Create")
+    expect(dropzone.locator("button")).to_have_text(re.compile("Upload$"))
+    expect(dropzone).to_contain_text("per file • PNG")
+    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("Upload")
+    page.get_by_role("radio", name="日本語").or_(page.get_by_role("button", name="日本語")).first.click()
+    expect(dropzone.locator("button")).to_have_text(re.compile("ファイルを選ぶ$"))
+
+
+def test_a_comparison_has_a_size(gated: Server, visit: Callable[..., Page]) -> None:
+    page = visit(gated, "compare")
+    page.get_by_text("設定", exact=True).click()
+    page.get_by_text("縦長 192×256", exact=True).click()
+    settled(page)
+    fill(page, "日本語のプロンプト", "竹の林")
+    for text in ("竹の林", "a bamboo grove"):
+        open_gate(gated, text)
+    page.get_by_role("textbox", name="日本語のプロンプト").press("Control+Enter")
+    expect(page.get_by_role("heading", name="読み解きなし", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="取り消す")).not_to_be_visible()
+    made = [read_settings(file) for file in gated.folder.rglob("pictures/*/*/*.png")]
+    configs = [one.config for one in made if one.source == "竹の林"]
+    assert configs
+    assert {(config.width, config.height) for config in configs} == {(192, 256)}
 
 
 def test_progress_preview_and_the_picture(gated: Server, visit: Callable[..., Page]) -> None:

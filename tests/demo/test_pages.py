@@ -16,8 +16,10 @@ from streamlit.testing.v1 import AppTest
 import demo.studio
 import jpgen
 from demo import choosing
+from demo.brake import FREE
 from demo.frame import TABS
 from demo.results import Made, of_item
+from demo.settings import hash_password
 from jpgen import Generation, ModelInfo, Prompt, SamplingConfig, Step, normalize, read_settings
 
 WAIT = 60
@@ -136,7 +138,7 @@ def test_the_seed_changes_unless_it_is_locked() -> None:
 
 def test_what_is_changed_just_before_the_click_is_drawn_and_a_typed_side_becomes_one_that_models_take() -> None:
     page = visit("create")
-    page.selectbox(key="create/shape").set_value("own").run()
+    page.radio(key="create/shape").set_value("own").run()
     page.text_area(key="create/prompt").set_value("猫")
     page.number_input(key="create/width").set_value(300)
     page.slider(key="create/steps/mame").set_value(9)
@@ -163,11 +165,11 @@ def test_a_model_that_is_changed_just_before_the_click_is_not_asked_for_the_rout
 def test_every_side_that_is_offered_is_one_the_built_in_model_takes() -> None:
     taken = jpgen.Pipeline("mame").backbone.size_multiple
     page = visit("create")
-    page.selectbox(key="create/shape").set_value("own").run()
+    page.radio(key="create/shape").set_value("own").run()
     for side in ("width", "height"):
         box = page.number_input(key=f"create/{side}")
         assert [number % taken for number in (box.value, box.step, box.min, box.max)] == [0] * 4
-    sizes = [label.split()[-1] for label in page.selectbox(key="create/shape").options if "×" in label]
+    sizes = [label.split()[-1] for label in page.radio(key="create/shape").options if "×" in label]
     assert [int(side) % taken for size in sizes for side in size.split("×")] == [0] * 2 * len(choosing.SHAPES)
 
 
@@ -221,6 +223,29 @@ def test_a_grid_over_two_settings() -> None:
     done(page, "grid")
     found = [(item.model, item.steps, item.guidance_scale) for item in reversed(pictures())]
     assert found == [("sdxl-base", steps, guidance) for guidance in (2.0, 3.5) for steps in (1, 2)]
+
+
+def test_both_comparisons_are_drawn_in_the_chosen_size_of_each_model() -> None:
+    page = visit("compare")
+    page.radio(key="compare/shape").set_value("landscape").run()
+    page.text_area(key="ways/japanese").set_value("猫")
+    page.button(key="ways-go").click().run()
+    done(page, "ways")
+    page.segmented_control(key="compare/mode").set_value("grid").run()
+    page.selectbox(key="axis/x").set_value("model").run()
+    page.session_state["axis/x/model"] = ["mame"]
+    page.text_input(key="axis/y/guidance_scale").set_value("2, 3").run()
+    page.text_area(key="grid/prompt").set_value("猫")
+    page.button(key="grid-go").click().run()
+    done(page, "grid")
+    page.radio(key="compare/shape").set_value("own").run()
+    page.number_input(key="compare/width").set_value(330).run()
+    page.button(key="grid-go").click().run()
+    done(page, "grid")
+    configs = [read_settings(item.path).config for item in reversed(pictures())]
+    sizes = [(config.width, config.height) for config in configs]
+    assert sizes[-4:] == [(256, 192)] * 2 + [(320, 256)] * 2
+    assert set(sizes[:-4]) == {(256, 192)}
 
 
 def test_a_grid_of_too_many_steps_is_refused() -> None:
@@ -405,3 +430,30 @@ def test_an_example_fills_the_box_and_a_sample_chooses_the_style() -> None:
     page.run()
     page.button(key="create-style-watercolor").click().run()
     assert page.selectbox(key="create/style").value == next(name for name, style in choosing.styles().items() if style.english == "watercolor")
+
+
+def test_after_too_many_wrong_passwords_the_right_one_has_to_wait_too(tmp_path: Path) -> None:
+    (tmp_path / "demo.toml").write_text(f'gallery = "gallery"\npassword_hash = "{hash_password("山と川")}"\n', "utf-8")
+
+    def script() -> None:
+        import demo.frame
+
+        if demo.frame._admitted():
+            import streamlit as st
+
+            st.text("中")
+
+    page = AppTest.from_function(script, default_timeout=WAIT)
+    page.session_state["language"] = "ja"
+    page.run()
+    for _ in range(FREE + 1):
+        page.text_input[0].set_value("川と山")
+        page.button[0].click().run()
+        assert any("合言葉が違います" in one.proto.body for one in page.get("html"))
+    page.text_input[0].set_value("山と川")
+    page.button[0].click().run()
+    assert any("秒待って" in one.proto.body for one in page.get("html"))
+    assert [one.value for one in page.text] == []
+    demo.studio.studio().brake._until = 0.0
+    page.button[0].click().run()
+    assert [one.value for one in page.text] == ["中"]
