@@ -9,8 +9,8 @@ from a copy, so that a later run goes on from the constant part.
 Times are uniform, then shifted towards noise (Esser et al. 2024, arXiv 2403.03206, equation 23): the less is to be seen, the more the network must
 listen to the words. Of logit-normal times 4 % lie above t = 0.85, of these half.
 
-The noise alone teaches slowly which word belongs to which place. So a linear reader in the middle of the network must also say which thing, colour and
-style each patch shows: the representation alignment of REPA (Yu et al. 2025, arXiv 2410.06940), with the renderer's own facts in place of another
+The noise alone teaches slowly which word belongs to which place. So a linear reader in the middle of the network must also say which thing, colour
+and style each patch shows: the representation alignment of REPA (Yu et al. 2025, arXiv 2410.06940), with the renderer's own facts in place of another
 network's features. It is dropped when training ends.
 """
 

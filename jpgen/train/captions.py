@@ -25,7 +25,8 @@ JAPANESE_PLURALS = frozenset({"sushi", "oden", "bento", "kadomatsu", "koinobori"
 """English words from Japanese that stay as they are in the plural."""
 
 PRAISE = (
-    ("かわいい", "cute"), ("きれいな", "pretty"), ("美しい", "beautiful"), ("素敵な", "lovely"), ("古い", "old"), ("新しい", "new"), ("不思議な", "strange"),
+    ("かわいい", "cute"), ("きれいな", "pretty"), ("美しい", "beautiful"), ("素敵な", "lovely"),
+    ("古い", "old"), ("新しい", "new"), ("不思議な", "strange"),
 )  # fmt: skip
 """Words in both languages that go with anything and show in no picture."""
 
