@@ -261,7 +261,8 @@ def regions(scene: Scene, among: Sequence[Concept]) -> np.ndarray:
     """What each patch shows: int16 [3, 4, 4] of thing, colour and style.
 
     The thing at its centre: the place in `among` plus one, or 0 where the background shows. Its colour: the place in `COLORS` plus one, 0 for its
-    own, or `UNTOLD` where nothing stands or the style hides it. The style: the place in `STYLES`. Raises ValueError for a concept that is not in `among`.
+    own, or `UNTOLD` where nothing stands or the style hides it. The style: the place in `STYLES`.
+    Raises ValueError for a concept that is not in `among`.
     """
     centres = (np.arange(GRID) + 0.5) * (256 / GRID)
     out = np.zeros((3, GRID, GRID), np.int16)
