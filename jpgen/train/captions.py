@@ -122,7 +122,7 @@ def _japanese(scene: Scene, rng: Wording) -> str:
         if style.endswith(DRAWN) and "、" not in text:
             forms += [f"{text}の{style}", f"{text}の{style}"]
         text = _pick(rng, *forms)
-        if touches(scene.style) and _chance(rng, 0.3):
+        if rng is not None and touches(scene.style) and rng.random() < 0.3:
             return "、".join([text, *touches(scene.style)[: int(rng.integers(1, 6))]])
     return text + (_pick(rng, "の絵", "のイラスト", "。") if rng is not None and not _chance(rng, 0.92) else "")
 
