@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,7 @@ from jpgen.evaluate.mame_clip import ClipConfig, ClipNetwork, MameClip
 from jpgen.protocols import TextEncoder
 from jpgen.train.checkpoint import Curve, load_state, save_state
 from jpgen.train.clip_scenes import FIRST_SEED, SHARD, SceneBatch, ScenePool, cache_scenes
-from jpgen.train.clip_texts import QUESTIONS, Bank, read_banks
+from jpgen.train.clip_texts import COLORFUL, QUESTIONS, UNSAID, Bank, read_banks
 from jpgen.train.clip_trunk import read_trunk, source_path
 from jpgen.train.scenes import concepts
 
@@ -46,6 +47,10 @@ SEEN_SIDE = 128
 
 WINDOW, SHIFT = (0.75, 1.1), 0.12
 """Share of a picture's side that is seen in training, and how far off its middle at most, in halves of the side."""
+
+RECOLORED, SATURATION, GAMMA = 0.4, (0.0, 1.6), (0.6, 2.4)
+"""Share of the pictures that are seen in other colours, and how saturated and dark they may become: a cat may be black, yellow or grey, and hands
+that draw the same thing agree on its colours least. What colours tell (background, style, colour, caption) is not asked of these."""
 
 TRUNK_RATE, TEXT_RATE = 0.3, 0.3
 """Shares of the learning rate for the trunk, which has learnt before, and for the map of the texts, which must fit words nobody trained too."""
@@ -99,7 +104,8 @@ def train_clip(
     for step in range(done, steps):
         rng = np.random.default_rng((step, 1))
         batch = pool.batch(rng.choice(len(pool), min(BATCH, len(pool)), replace=False))
-        images = network.image_features(moved(batch.pictures, rng))
+        batch = recolored(replace(batch, pictures=moved(batch.pictures, rng)), rng)
+        images = network.image_features(batch.pictures)
         figures.append(_learn(network, optimizer, _pace(step, steps), clip_losses(network, banks, images, batch, rng)))
         mean.update_parameters(network)
         curve.count(BATCH)
@@ -148,6 +154,25 @@ def moved(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     return F.grid_sample(pictures.float(), grid, padding_mode="reflection", align_corners=False)
 
 
+def recolored(batch: SceneBatch, rng: np.random.Generator) -> SceneBatch:
+    """The batch with `RECOLORED` of its pictures in other colours: hues turned by any angle, white as it was.
+
+    Of these, the answers to questions of `COLORFUL` become `UNSAID`, and the captions NaN.
+    """
+    chosen = torch.from_numpy(rng.random(len(batch.pictures)) < RECOLORED)
+    angle, saturation, gamma = rng.uniform(*np.transpose([(0, 2 * np.pi), SATURATION, GAMMA]), (int(chosen.sum()), 3)).T
+    grey = np.full((3, 3), 1 / 3)
+    turn = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # a quarter around the axis of greys
+    parts = np.cos(angle)[:, None, None] * (np.eye(3) - grey) + np.sin(angle)[:, None, None] * turn
+    matrices = torch.from_numpy(grey + saturation[:, None, None] * parts).float()
+    pictures, told, captions = batch.pictures.clone(), batch.facts.clone(), batch.captions.clone()
+    turned = torch.einsum("brc,bchw->brhw", matrices, pictures[chosen]).clamp(0, 255)
+    pictures[chosen] = 255 * (turned / 255) ** torch.from_numpy(gamma).float()[:, None, None, None]
+    told[torch.nonzero(chosen), [QUESTIONS[name] for name in COLORFUL]] = UNSAID
+    captions[chosen] = torch.nan
+    return SceneBatch(pictures, told, captions)
+
+
 def _pace(step: int, steps: int) -> float:
     """Share of the learning rate: a short rise, then half a cosine."""
     return min((step + 1) / WARM_UP, 1.0) * (1 + math.cos(math.pi * step / steps)) / 2
@@ -193,7 +218,7 @@ def clip_losses(
     """
     told, scale = batch.facts, network.log_scale.exp().clamp(max=100.0)
     losses: dict[str, Tensor] = {}
-    for name in ("background", "style", "color", "count"):
+    for name in (*COLORFUL, "count"):
         answer = told[:, QUESTIONS[name]]
         if (asked := answer >= 0).any():
             texts = network.text_features(banks[name].draw("en" if rng.random() < 0.5 else "ja", rng))
@@ -203,8 +228,9 @@ def clip_losses(
     wanted = (F.one_hot(first, len(concepts())) + F.one_hot(second.clamp_min(0), len(concepts())) * two) / (1 + two)
     answers = scale * images @ network.text_features(banks["first"].draw("en" if rng.random() < 0.5 else "ja", rng)).T
     losses["first"] = F.cross_entropy(answers, wanted)
-    matches = scale * images @ network.text_features(batch.captions).T
-    same = torch.arange(len(images))
+    described = ~batch.captions.isnan().any(dim=1)
+    matches = scale * images[described] @ network.text_features(batch.captions[described]).T
+    same = torch.arange(len(matches))
     losses["caption"] = (F.cross_entropy(matches, same) + F.cross_entropy(matches.T, same)) / 2
     found = answers.argmax(1)
     return losses, float(((found == first) | (found == second)).float().mean())

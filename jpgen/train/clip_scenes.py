@@ -38,6 +38,9 @@ SIDE = 160
 LAYOUTS = {"one": 0.48, "large": 0.1, "small": 0.08, "beside": 0.08, "above": 0.05, "front": 0.05, "count": 0.16}
 """Layout -> share of the scenes: a picture of one kind of thing tells most about its name."""
 
+STYLED, TINTED = 0.5, 0.4
+"""Shares of the scenes with a style and of the things in a colour of their own, more than elsewhere: both make names harder to tell."""
+
 MORE = "more"
 """The folder beside the sprites that holds those of `MORE_ART`."""
 
@@ -98,7 +101,7 @@ def illustrate(scene: Scene, album: Album, rng: np.random.Generator) -> Image.Im
 def cache_scenes(data: Path, shard: Path, first_seed: int, encoder: TextEncoder, *, art: Sequence[str] = CLIP_ART) -> None:
     """Render and soften one shard of `SHARD` scenes whose seeds start at `first_seed`, mostly of one kind of thing."""
     album = Album([data, data / MORE])
-    stage = Stage(album.drawings, art=art, staging=Staging(layouts=LAYOUTS))
+    stage = Stage(album.drawings, art=art, staging=Staging(layouts=LAYOUTS, styled=STYLED, tinted=TINTED))
     pictures, told, texts = [], [], []
     for seed in range(first_seed, first_seed + SHARD):
         scene, rng = plan(seed, stage), np.random.default_rng((seed, 5))
@@ -113,7 +116,7 @@ def cache_scenes(data: Path, shard: Path, first_seed: int, encoder: TextEncoder,
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Pictures uint8 [batch, 3, 160, 160], facts int64 [batch, questions], pooled captions fp32 [batch, text width]."""
+    """Pictures [batch, 3, side, side], facts int64 [batch, questions], pooled captions fp32 [batch, text width] (NaN where none is true)."""
 
     pictures: Tensor
     facts: Tensor

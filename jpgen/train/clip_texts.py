@@ -20,6 +20,9 @@ from jpgen.train.styles import STYLES
 QUESTIONS = {"first": 0, "second": 1, "background": 2, "style": 3, "color": 4, "count": 5}
 """Question -> its column in what `facts` gives."""
 
+COLORFUL = ("background", "style", "color")
+"""Questions whose answers colours tell."""
+
 UNSAID = -1
 FRAMES = {"ja": ("{}", "{}の絵"), "en": ("{}", "a picture of {}")}
 """What a name may stand in."""

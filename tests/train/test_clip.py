@@ -132,7 +132,8 @@ def test_a_shard_is_the_same_again_and_its_pictures_are_the_scenes(data: Path, t
     assert len(pool) == 32
     batch = pool.batch(np.array([17, 0, 3]))
     assert batch.pictures.shape == (3, 3, clip_scenes.SIDE, clip_scenes.SIDE) and batch.captions.shape == (3, 32)
-    stage = Stage(Album([data, data / "more"]).drawings, art=clip_scenes.CLIP_ART, staging=clip_scenes.Staging(layouts=clip_scenes.LAYOUTS))
+    staging = clip_scenes.Staging(layouts=clip_scenes.LAYOUTS, styled=clip_scenes.STYLED, tinted=clip_scenes.TINTED)
+    stage = Stage(Album([data, data / "more"]).drawings, art=clip_scenes.CLIP_ART, staging=staging)
     assert batch.facts.tolist() == [clip_texts.facts(plan(seed, stage)) for seed in (5 + 17, 5, 5 + 3)]
     with pytest.raises(TrainingDataError, match="no shards"):
         ScenePool(tmp_path / "nowhere")
@@ -152,6 +153,33 @@ def test_a_moved_picture_is_a_window_of_it(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(edges, torch.tensor([39.8, 119.2]), atol=0.2, rtol=0)  # the middle half of 0…159
     monkeypatch.setattr(clip, "WINDOW", (1.0, 1.0))
     torch.testing.assert_close(clip.moved(ramp, np.random.default_rng(0)).mean(), torch.tensor(79.5), atol=0.2, rtol=0)
+
+
+def test_recolored_pictures_keep_white_and_are_not_asked_for_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip, "RECOLORED", 0.5)
+    pictures = torch.full((64, 3, 4, 4), 255.0)
+    pictures[:, :, :2] = torch.tensor([200.0, 40.0, 90.0])[:, None, None]
+    batch = clip_scenes.SceneBatch(pictures, torch.arange(64 * 6).view(64, 6), torch.ones(64, 5))
+    seen = clip.recolored(batch, np.random.default_rng(0))
+    changed = seen.captions.isnan().all(dim=1)
+    assert 20 < int(changed.sum()) < 44 and torch.equal(changed, seen.captions.isnan().any(dim=1))
+    for told, before in ((seen.facts, batch.facts), (seen.pictures, batch.pictures), (seen.captions, batch.captions)):
+        assert torch.equal(told[~changed], before[~changed])
+    asked = [clip_texts.QUESTIONS[name] for name in ("first", "second", "count")]
+    assert torch.equal(seen.facts[:, asked], batch.facts[:, asked])
+    assert all((seen.facts[changed][:, clip_texts.QUESTIONS[name]] == clip_texts.UNSAID).all() for name in clip_texts.COLORFUL)
+    torch.testing.assert_close(seen.pictures[:, :, 2:], pictures[:, :, 2:], atol=1e-2, rtol=0)
+    assert ((seen.pictures[changed] - pictures[changed])[:, :, :2].abs().amax(dim=(1, 2, 3)) > 1).all()
+    assert seen.pictures.min() >= 0 and seen.pictures.max() <= 255
+    assert torch.equal(batch.pictures, pictures), "the batch itself stays"
+
+
+def test_without_saturation_a_recolored_picture_is_its_own_grey(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RECOLORED", 1.0), ("SATURATION", (0.0, 0.0)), ("GAMMA", (1.0, 1.0))):
+        monkeypatch.setattr(clip, name, value)
+    batch = clip_scenes.SceneBatch(torch.rand(8, 3, 4, 4) * 255, torch.zeros(8, 6, dtype=torch.int64), torch.ones(8, 5))
+    grey = clip.recolored(batch, np.random.default_rng(0)).pictures
+    torch.testing.assert_close(grey, batch.pictures.mean(dim=1, keepdim=True).expand_as(grey), atol=1e-2, rtol=0)
 
 
 def test_the_first_stage_leaves_the_trunk_alone_and_the_second_its_first_blocks(data: Path, trunk: EfficientNetLite0, tmp_path: Path) -> None:
