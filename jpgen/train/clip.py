@@ -3,7 +3,8 @@
 The image tower begins from a trunk that knows photographs (see `clip_trunk`). First only what is new learns, on what the trunk sees as it is; then
 all of it, the trunk slowly and but for its first blocks (linear probing, then fine-tuning, keeps what the trunk knows of drawings that are not seen
 here: Kumar et al. 2022, arXiv 2202.10054). Softmax losses (arXiv 2103.00020): every picture against the names of all things in both languages, of
-backgrounds, styles, colours and numbers, and against the captions of its batch. What is kept is a running mean of the weights.
+backgrounds, styles, colours and numbers, and against the captions of its batch; but many are seen in other colours than they were painted in, and are
+asked for things and numbers alone. What is kept is a running mean of the weights.
 """
 
 from __future__ import annotations
