@@ -161,7 +161,7 @@ def recolored(batch: SceneBatch, rng: np.random.Generator) -> SceneBatch:
     Of these, the answers to questions of `COLORFUL` become `UNSAID`, and the captions NaN.
     """
     chosen = torch.from_numpy(rng.random(len(batch.pictures)) < RECOLORED)
-    angle, saturation, gamma = rng.uniform(*np.transpose([(0, 2 * np.pi), SATURATION, GAMMA]), (int(chosen.sum()), 3)).T
+    angle, saturation, gamma = (rng.uniform(low, high, int(chosen.sum())) for low, high in ((0.0, 2 * np.pi), SATURATION, GAMMA))
     grey = np.full((3, 3), 1 / 3)
     turn = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # a quarter around the axis of greys
     parts = np.cos(angle)[:, None, None] * (np.eye(3) - grey) + np.sin(angle)[:, None, None] * turn
