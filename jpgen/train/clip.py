@@ -229,9 +229,9 @@ def clip_losses(
     wanted = (F.one_hot(first, len(concepts())) + F.one_hot(second.clamp_min(0), len(concepts())) * two) / (1 + two)
     answers = scale * images @ network.text_features(banks["first"].draw("en" if rng.random() < 0.5 else "ja", rng)).T
     losses["first"] = F.cross_entropy(answers, wanted)
-    described = ~batch.captions.isnan().any(dim=1)
-    matches = scale * images[described] @ network.text_features(batch.captions[described]).T
-    same = torch.arange(len(matches))
-    losses["caption"] = (F.cross_entropy(matches, same) + F.cross_entropy(matches.T, same)) / 2
+    if (described := ~batch.captions.isnan().any(dim=1)).any():
+        matches = scale * images[described] @ network.text_features(batch.captions[described]).T
+        same = torch.arange(len(matches))
+        losses["caption"] = (F.cross_entropy(matches, same) + F.cross_entropy(matches.T, same)) / 2
     found = answers.argmax(1)
     return losses, float(((found == first) | (found == second)).float().mean())

@@ -175,6 +175,16 @@ def test_recolored_pictures_keep_white_and_are_not_asked_for_colours(monkeypatch
     assert torch.equal(batch.pictures, pictures), "the batch itself stays"
 
 
+def test_where_no_caption_is_true_none_is_asked() -> None:
+    torch.manual_seed(0)
+    network, encoder = clip.ClipNetwork(SMALL), bert.toy()
+    images = torch.nn.functional.normalize(torch.randn(2, SMALL.width), dim=1)
+    facts, rng = torch.tensor([[0, -1, -1, -1, -1, 0], [1, -1, -1, -1, -1, -1]]), np.random.default_rng(0)
+    captions = torch.full((2, encoder.spec.width), torch.nan)
+    losses, _ = clip.clip_losses(network, clip_texts.read_banks(encoder), images, clip_scenes.SceneBatch(torch.empty(2), facts, captions), rng)
+    assert set(losses) == {"first", "count"} and all(loss.isfinite() for loss in losses.values())
+
+
 def test_without_saturation_a_recolored_picture_is_its_own_grey(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RECOLORED", 1.0), ("SATURATION", (0.0, 0.0)), ("GAMMA", (1.0, 1.0))):
         monkeypatch.setattr(clip, name, value)
