@@ -6,8 +6,10 @@ A shard is one safetensors file of 500 scenes: `pictures` uint8 [500, 3, 160, 16
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,13 @@ from jpgen.evaluate.mame_clip import pooled, shrink
 from jpgen.protocols import TextEncoder
 from jpgen.train.captions import caption
 from jpgen.train.clip_texts import facts
-from jpgen.train.judge import JUDGE_ART, soften
-from jpgen.train.scenes import Scene, Stage, Staging, plan, render
-from jpgen.train.sprites import MORE_ART, Drawing, fetch_art, load_sprites, render_sprites
+from jpgen.train.judge import JUDGE_ART, UNSEEN_ART, soften
+from jpgen.train.scenes import Scene, Stage, Staging, concepts, plan, render
+from jpgen.train.sprites import ART, KIN, MORE_ART, ONE_COLOR, Drawing, fetch_art, load_sprites, render_sprites
 
-CLIP_ART = (*JUDGE_ART, *MORE_ART)
-"""The drawings mame-clip learns from: those of the judge and some more; `jpgen.train.judge.UNSEEN_ART` stays unseen."""
+KIN_ART = tuple(f"{art}{KIN}" for art in (*JUDGE_ART, *MORE_ART))
+CLIP_ART = (*JUDGE_ART, *MORE_ART, *KIN_ART)
+"""The drawings mame-clip learns from: those of the judge and some more, and their kin; `jpgen.train.judge.UNSEEN_ART` stays unseen."""
 
 FIRST_SEED = 1_100_000_000
 """First seed of the scenes it learns from, above those of mame and of the judge."""
@@ -41,8 +44,11 @@ LAYOUTS = {"one": 0.48, "large": 0.1, "small": 0.08, "beside": 0.08, "above": 0.
 STYLED, TINTED = 0.5, 0.4
 """Shares of the scenes with a style and of the things in a colour of their own, more than elsewhere: both make names harder to tell."""
 
-MORE = "more"
-"""The folder beside the sprites that holds those of `MORE_ART`."""
+MORE, SAME = "more", "kin"
+"""The folders beside the sprites that hold those of `MORE_ART` and of `KIN_ART`."""
+
+PAINTED = 0.75
+"""Share of the drawings in one colour that are painted where the scene leaves them theirs."""
 
 
 class Album:
@@ -64,10 +70,13 @@ class Album:
 
 
 def prepare_more_art(data: Path) -> None:
-    """Download `MORE_ART` and render its sprites into `data/more`, unless they are there."""
+    """Download `MORE_ART` and render its sprites into `data/more`, and the kin of all that it learns from, unless they are there."""
     if not (data / MORE / "sprites.json").is_file():
         fetch_art(data / "art", MORE_ART)
-        render_sprites(data / "art", data / MORE, MORE_ART)
+        learnt = {art: source for art, source in ART.items() if art not in UNSEEN_ART}
+        words = {concept.emoji: concept.en for concept in concepts()}
+        render_sprites(data / "art", data / MORE, MORE_ART, words=words)
+        render_sprites(data / "art", data / SAME, {**learnt, **MORE_ART}, kin=read_kin())
 
 
 def varied(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
@@ -91,16 +100,32 @@ def varied(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
+def read_kin() -> dict[str, str]:
+    """Emoji -> the emoji of the concept that it shows too, from `kin.tsv`."""
+    lines = (resources.files("jpgen.train") / "kin.tsv").read_text("utf-8").splitlines()
+    return {other: emoji for emoji, others in (line.split("\t") for line in lines if line and not line.startswith("#")) for other in others.split()}
+
+
+def painted(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
+    """The sprite uint8 [192, 192, 4] in some colour, light or dark, all over."""
+    color = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.9), rng.uniform(0.1, 1))
+    return np.concatenate([np.broadcast_to(np.array(color) * 255, (*sprite.shape[:2], 3)).astype(np.uint8), sprite[..., 3:]], axis=-1)
+
+
 def illustrate(scene: Scene, album: Album, rng: np.random.Generator) -> Image.Image:
-    """The scene, 256×256 RGB, with the drawings of the album, varied."""
-    sprites = np.stack([varied(rng, album.pixels(thing.drawing)) for thing in scene.things])
+    """The scene, 256×256 RGB, with the drawings of the album, varied; most of those in one colour, where the scene tells none, painted."""
+    sprites = []
+    for thing in scene.things:
+        sprite = varied(rng, album.pixels(thing.drawing))
+        free = thing.drawing.art in ONE_COLOR and not thing.color
+        sprites.append(painted(rng, sprite) if free and rng.random() < PAINTED else sprite)
     things = tuple(replace(thing, drawing=replace(thing.drawing, row=row)) for row, thing in enumerate(scene.things))
-    return render(replace(scene, things=things), sprites)
+    return render(replace(scene, things=things), np.stack(sprites))
 
 
 def cache_scenes(data: Path, shard: Path, first_seed: int, encoder: TextEncoder, *, art: Sequence[str] = CLIP_ART) -> None:
     """Render and soften one shard of `SHARD` scenes whose seeds start at `first_seed`, mostly of one kind of thing."""
-    album = Album([data, data / MORE])
+    album = Album([data, data / MORE, data / SAME])
     stage = Stage(album.drawings, art=art, staging=Staging(layouts=LAYOUTS, styled=STYLED, tinted=TINTED))
     pictures, told, texts = [], [], []
     for seed in range(first_seed, first_seed + SHARD):

@@ -10,9 +10,10 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,27 @@ MORE_ART = {
     "noto-v1": ("@iconify-json/noto-v1", "1.2.5", "Apache-2.0", "Google Inc, Noto Emoji (v1)"),
     "fxemoji": ("@iconify-json/fxemoji", "1.2.2", "Apache-2.0", "Mozilla, Firefox OS Emoji"),
     "streamline": ("@iconify-json/streamline-emojis", "1.2.4", "CC-BY-4.0", "Streamline, Streamline Emojis"),
+    "fluent-line": ("@iconify-json/fluent-emoji-high-contrast", "1.2.6", "MIT", "Microsoft Corporation, Fluent Emoji High Contrast"),
+    "mdi": ("@iconify-json/mdi", "1.2.3", "Apache-2.0", "Pictogrammers, Material Design Icons"),
+    "phosphor": ("@iconify-json/ph", "1.2.2", "MIT", "Phosphor Icons"),
+    "game-icons": ("@iconify-json/game-icons", "1.2.4", "CC-BY-3.0", "Lorc, Delapouite and contributors, Game Icons"),
+    "fontawesome": ("@iconify-json/fa6-solid", "1.2.4", "CC-BY-4.0", "Fonticons, Inc., Font Awesome Free 6"),
+    "tabler": ("@iconify-json/tabler", "1.2.41", "MIT", "Paweł Kuna, Tabler Icons"),
+    "icon-park": ("@iconify-json/icon-park", "1.2.4", "Apache-2.0", "ByteDance, IconPark"),
+    "streamline-core": ("@iconify-json/streamline-color", "1.2.2", "CC-BY-4.0", "Streamline, Core Color"),
+    "streamline-plump": ("@iconify-json/streamline-plump-color", "1.2.2", "CC-BY-4.0", "Streamline, Plump Color"),
+    "streamline-sharp": ("@iconify-json/streamline-sharp-color", "1.2.2", "CC-BY-4.0", "Streamline, Sharp Color"),
+    "streamline-flex": ("@iconify-json/streamline-flex-color", "1.2.2", "CC-BY-4.0", "Streamline, Flex Color"),
+    "streamline-cyber": ("@iconify-json/streamline-cyber-color", "1.2.2", "CC-BY-4.0", "Streamline, Cyber Color"),
+    "streamline-kameleon": ("@iconify-json/streamline-kameleon-color", "1.2.2", "CC-BY-4.0", "Streamline, Kameleon Color"),
 }
 """Art sets that only mame-clip learns from: more hands that drew the same things."""
+
+ONE_COLOR = frozenset({"fluent-line", "mdi", "phosphor", "game-icons", "fontawesome", "tabler"})
+"""Those of one colour, drawn here in a middle grey."""
+GREY = "#808080"
+KIN = "-kin"
+"""What the name of an art set ends in where it drew something else that shows the same."""
 
 NAMES_SET = "noto"  # Fluent's own table has names but no code points; Noto's names bridge the two
 EXCLUDED_GROUPS = frozenset({None, 2, 8, 9})  # no group, skin and hair components, symbols, flags
@@ -79,8 +99,15 @@ def fetch_art(folder: Path, sets: ArtSets = ART) -> None:
         archive.unlink()
 
 
-def render_sprites(art_folder: Path, out: Path, sets: ArtSets = ART) -> None:
-    """Render every usable emoji of these art sets: `out/sprites.npy` uint8 [n, 192, 192, 4] and `out/sprites.json`."""
+def render_sprites(
+    art_folder: Path, out: Path, sets: ArtSets = ART, *, words: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    kin: Mapping[str, str] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """Render every usable emoji of these art sets: `out/sprites.npy` uint8 [n, 192, 192, 4] and `out/sprites.json`.
+
+    A set that tells no emoji is searched by `words` (emoji -> names). With `kin` (emoji -> another that it shows too: a cat's face, a cat) only
+    these are drawn, as drawings of the other, and their art set is `<art>-kin`.
+    """
     try:
         import resvg_py
     except ImportError as error:
@@ -93,9 +120,11 @@ def render_sprites(art_folder: Path, out: Path, sets: ArtSets = ART) -> None:
     for entry in json.loads(table.read_text("utf-8")):
         if entry.get("group") in EXCLUDED_GROUPS:
             continue
-        code = _plain_code(entry["hexcode"])
+        code, emoji = _plain_code(entry["hexcode"]), entry["emoji"].replace("\ufe0f", "")
+        if kin and emoji not in kin:
+            continue
         for art, (icons, chars) in icons_of.items():
-            name = chars.get(code) or _bridged(bridge.get(code, ""), icons)
+            name = chars.get(code) or _spelt((bridge.get(code, ""), *words.get(emoji, ())), icons)
             name = icons.get("aliases", {}).get(name, {}).get("parent", name)
             icon = icons["icons"].get(name)
             if icon is None:
@@ -103,14 +132,14 @@ def render_sprites(art_folder: Path, out: Path, sets: ArtSets = ART) -> None:
             width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
             svg = (
                 '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="0 0 {width} {height}" width="{SIZE}" height="{SIZE}">{icon["body"]}</svg>'
+                f'viewBox="0 0 {width} {height}" width="{SIZE}" height="{SIZE}" color="{GREY}">{icon["body"]}</svg>'
             )
             png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)
             image = Image.open(io.BytesIO(bytes(png))).convert("RGBA").resize((SIZE, SIZE))
             pixels = np.asarray(image)
             if pixels[..., 3].mean() < 10:
                 continue  # an empty drawing
-            drawings.append(Drawing(entry["emoji"].replace("\ufe0f", ""), art, len(drawings)))
+            drawings.append(Drawing(kin.get(emoji, emoji), f"{art}{KIN}" if kin else art, len(drawings)))
             sprites.append(pixels)
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "sprites.npy", np.stack(sprites))
@@ -134,9 +163,11 @@ def _read_set(art_folder: Path, package: str, version: str) -> tuple[dict[str, A
     return json.loads((folder / "icons.json").read_text("utf-8")), {_plain_code(code): name for code, name in chars.items()}
 
 
-def _bridged(name: str, icons: dict[str, Any]) -> str:
-    """The name, as this set spells it: the same, numbered, or run together."""
-    return next((one for one in (name, f"{name}-1", name.replace("-", "")) if one in icons["icons"]), name)
+def _spelt(names: Sequence[str], icons: dict[str, Any]) -> str:
+    """The first of the names that this set has, as it spells it: filled, the same, numbered, or run together; none: empty."""
+    plain = [name.lower().replace(" ", "-") for name in names if name]
+    ways = [way for name in plain for way in (f"{name}-fill", f"{name}-filled", name, f"{name}-1", name.replace("-", ""))]
+    return next((way for way in ways if way in icons["icons"] or way in icons.get("aliases", {})), "")
 
 
 def _package_folder(folder: Path, package: str, version: str) -> Path:

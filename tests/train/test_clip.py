@@ -44,6 +44,7 @@ def save_sprites(folder: Path, arts: tuple[str, ...]) -> None:
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_sprites(tmp_path / "data", ("noto", "fluent"))
     save_sprites(tmp_path / "data" / "more", ("noto-v1",))
+    save_sprites(tmp_path / "data" / "kin", ("noto-kin",))
     for module in (clip, clip_texts):
         monkeypatch.setattr(module, "concepts", lambda: KNOWN)
     monkeypatch.setattr(clip_scenes, "SHARD", 16)
