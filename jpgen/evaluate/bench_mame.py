@@ -114,13 +114,16 @@ def _question(row: dict[str, str]) -> Question:
     return Question(row["id"], row["kind"], row["ja"], row["en"], facts)
 
 
-def read_ceiling() -> dict[str, float]:
-    """The judge's figures on real renders of drawings it knows; empty if they were never measured. Raises WeightsError if the file is damaged."""
+def read_ceiling(part: str = "seen") -> dict[str, float]:
+    """The judge's figures on real renders: of drawings it knows ("seen"), of others ("unseen"), of the styles one by one ("styles").
+
+    Empty if they were never measured. Raises WeightsError if the file is damaged.
+    """
     file = resources.files("jpgen") / "evaluate" / "judge" / CEILING
     if not file.is_file():
         return {}
     try:
-        return {name: float(value) for name, value in json.loads(file.read_text("utf-8"))["seen"].items()}
+        return {name: float(value) for name, value in json.loads(file.read_text("utf-8"))[part].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{CEILING} は壊れています / the judge's {CEILING} is damaged: {error}; install jpgen again") from error
 
@@ -222,6 +225,8 @@ def run(prompts: Path, seed: int, limit: int | None, json_out: Path | None, shee
     print(file=sys.stderr)
     figures = tabulate(given, read_ceiling())
     print(f"{pipeline.info} {pipeline.info.weights_hash}, {len(given)} 組 / pairs, seed {seed}–{seed + len(given) - 1}\n\n{table(figures)}")
+    styles = ", ".join(f"{name} {_percent(share)}" for name, share in sorted(read_ceiling("styles").items(), key=lambda one: -one[1]))
+    print(f"\n本物の場面で審判が当てる画風 / styles that the judge tells in real renders: {styles}")
     try:
         if json_out:
             readings = [{"id": a.question.id, "seed": a.seed, "ja": asdict(a.ja), "en": asdict(a.en)} for a in given]

@@ -185,22 +185,34 @@ def train_judge(
 
 
 def write_ceiling(judge: Judge, data: Path, out: Path, *, art: Sequence[str] = JUDGE_ART, count: int = 4000) -> None:
-    """Write `out/ceiling.json`: what the judge reads right of `count` fresh renders in drawings it knows ("seen"), "unseen" of fewer in new ones."""
-    figures = {
-        "seen": measure_judge(judge, data, art, range(CEILING_SEED, CEILING_SEED + count)),
-        "unseen": measure_judge(judge, data, UNSEEN_ART, range(CEILING_SEED, CEILING_SEED + count // 4)),
-    }
+    """Write `out/ceiling.json`: what the judge reads right of `count` fresh renders in drawings it knows ("seen"), "unseen" of fewer in new ones.
+
+    "styles" are its shares of the seen ones in each style.
+    """
+    seen, styles = measure_judge(judge, data, art, range(CEILING_SEED, CEILING_SEED + count))
+    unseen, _ = measure_judge(judge, data, UNSEEN_ART, range(CEILING_SEED, CEILING_SEED + count // 4))
+    figures = {"seen": seen, "unseen": unseen, "styles": styles}
     (out / CEILING).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
-def measure_judge(judge: Judge, data: Path, art: Sequence[str], seeds: Sequence[int]) -> dict[str, int | float]:
-    """The share (0…1) of renders of these seeds that the judge reads rightly, for each figure of `score`; `pictures` is how many there were."""
+def measure_judge(judge: Judge, data: Path, art: Sequence[str], seeds: Sequence[int]) -> tuple[dict[str, int | float], dict[str, float]]:
+    """The share (0…1) of renders of these seeds that the judge reads rightly, for each figure of `score`, and of the styles one by one.
+
+    `pictures` is how many renders there were.
+    """
     sprites, drawings = load_sprites(data)
     hits: dict[str, list[bool]] = defaultdict(list)
+    styles: dict[str, list[bool]] = defaultdict(list)
     chosen = list(scenes(drawings, art, iter(seeds)))
     for start in range(0, len(chosen), BATCH):
         batch = chosen[start : start + BATCH]
         for scene, reading in zip(batch, judge.read([render(scene, sprites) for scene in batch]), strict=True):
             for name, hit in score(asked(facts_of(scene)), reading).items():
                 hits[name].append(hit)
-    return {"pictures": len(chosen), **{name: round(sum(values) / len(values), 4) for name, values in sorted(hits.items())}}
+            if scene.style.key:
+                styles[scene.style.key].append(reading.style == scene.style.key)
+    return {"pictures": len(chosen), **_shares(hits)}, _shares(styles)
+
+
+def _shares(hits: Mapping[str, Sequence[bool]]) -> dict[str, float]:
+    return {name: round(sum(values) / len(values), 4) for name, values in sorted(hits.items())}

@@ -177,8 +177,9 @@ def test_training_writes_a_judge_and_resumes(tmp_path, monkeypatch):
     assert steps == [1, 3]
     ceiling = json.loads((tmp_path / "judge" / CEILING).read_text("utf-8"))
     assert ceiling["seen"]["pictures"] == 8
-    assert set(ceiling) == {"seen", "unseen"}
+    assert set(ceiling) == {"seen", "unseen", "styles"}
     assert {"object", "object_top5"} <= set(ceiling["seen"])
+    assert set(ceiling["styles"]) <= {style.key for style in STYLES[1:]}
 
 
 # --- the prompts of the bench ---
