@@ -71,7 +71,7 @@ class Album:
 
 def prepare_more_art(data: Path) -> None:
     """Download `MORE_ART` and render its sprites into `data/more`, and the kin of all that it learns from, unless they are there."""
-    if not (data / MORE / "sprites.json").is_file():
+    if not (data / SAME / "sprites.json").is_file():  # what is made last
         fetch_art(data / "art", MORE_ART)
         learnt = {art: source for art, source in ART.items() if art not in UNSEEN_ART}
         words = {concept.emoji: concept.en for concept in concepts()}
@@ -117,7 +117,7 @@ def illustrate(scene: Scene, album: Album, rng: np.random.Generator) -> Image.Im
     sprites = []
     for thing in scene.things:
         sprite = varied(rng, album.pixels(thing.drawing))
-        free = thing.drawing.art in ONE_COLOR and not thing.color
+        free = thing.drawing.art.removesuffix(KIN) in ONE_COLOR and not thing.color
         sprites.append(painted(rng, sprite) if free and rng.random() < PAINTED else sprite)
     things = tuple(replace(thing, drawing=replace(thing.drawing, row=row)) for row, thing in enumerate(scene.things))
     return render(replace(scene, things=things), np.stack(sprites))

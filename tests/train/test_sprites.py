@@ -85,3 +85,20 @@ def test_a_painted_drawing_keeps_its_shape() -> None:
     np.testing.assert_array_equal(one[..., 3], drawing[..., 3])
     assert len(np.unique(one[40:90, 50:60, :3].reshape(-1, 3), axis=0)) == 1
     assert one.dtype == np.uint8 and not np.array_equal(one, two)
+
+
+def test_art_that_an_older_version_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(clip_scenes, "fetch_art", lambda folder, sets: None)
+
+    def render(_art: Path, out: Path, sets: sprites.ArtSets, **told: object) -> None:
+        asked.append((out.name, "emojione" in sets))
+        out.mkdir(exist_ok=True)
+        (out / "sprites.json").write_text("[]")
+
+    monkeypatch.setattr(clip_scenes, "render_sprites", render)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "sprites.json").write_text("[]")
+    clip_scenes.prepare_more_art(tmp_path)
+    clip_scenes.prepare_more_art(tmp_path)
+    assert asked == [("more", False), ("kin", False)]
