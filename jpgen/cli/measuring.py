@@ -65,8 +65,8 @@ def compare_command(
 @click.command("clip")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="絵の置き場 / art and sprites")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/clip"), show_default=True, help="モデルの置き場 / the model's folder")
-@click.option("--steps", type=int, default=900, show_default=True, help="通算のステップ数 / steps in all")
-@click.option("--shards", type=int, default=25, show_default=True, help="シャード数（一つ五百場面） / shards of 500 scenes")
+@click.option("--steps", type=int, default=3900, show_default=True, help="通算のステップ数 / steps in all")
+@click.option("--shards", type=int, default=80, show_default=True, help="シャード数（一つ五百場面） / shards of 500 scenes")
 @click.option("--pictures", type=int, default=1000, show_default=True, help="測る絵の数（0 なら測らない） / pictures to measure on, 0: none")
 @explained
 def train_clip_command(data: Path, out: Path, steps: int, shards: int, pictures: int) -> None:

@@ -226,7 +226,8 @@ def run(prompts: Path, seed: int, limit: int | None, json_out: Path | None, shee
     figures = tabulate(given, read_ceiling())
     print(f"{pipeline.info} {pipeline.info.weights_hash}, {len(given)} 組 / pairs, seed {seed}–{seed + len(given) - 1}\n\n{table(figures)}")
     styles = ", ".join(f"{name} {_percent(share)}" for name, share in sorted(read_ceiling("styles").items(), key=lambda one: -one[1]))
-    print(f"\n本物の場面で審判が当てる画風 / styles that the judge tells in real renders: {styles}")
+    if styles:
+        print(f"\n本物の場面で審判が当てる画風 / styles that the judge tells in real renders: {styles}")
     try:
         if json_out:
             readings = [{"id": a.question.id, "seed": a.seed, "ja": asdict(a.ja), "en": asdict(a.en)} for a in given]

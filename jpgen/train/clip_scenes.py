@@ -44,7 +44,7 @@ LAYOUTS = {"one": 0.48, "large": 0.1, "small": 0.08, "beside": 0.08, "above": 0.
 STYLED, TINTED = 0.5, 0.4
 """Shares of the scenes with a style and of the things in a colour of their own, more than elsewhere: both make names harder to tell."""
 
-MORE, SAME = "more", "kin"
+MORE, KINDRED = "more", "kin"
 """The folders beside the sprites that hold those of `MORE_ART` and of `KIN_ART`."""
 
 PAINTED = 0.75
@@ -71,12 +71,12 @@ class Album:
 
 def prepare_more_art(data: Path) -> None:
     """Download `MORE_ART` and render its sprites into `data/more`, and the kin of all that it learns from, unless they are there."""
-    if not (data / SAME / "sprites.json").is_file():  # what is made last
+    if not (data / KINDRED / "sprites.json").is_file():  # what is made last
         fetch_art(data / "art", MORE_ART)
         learnt = {art: source for art, source in ART.items() if art not in UNSEEN_ART}
         words = {concept.emoji: concept.en for concept in concepts()}
         render_sprites(data / "art", data / MORE, MORE_ART, words=words)
-        render_sprites(data / "art", data / SAME, {**learnt, **MORE_ART}, kin=read_kin())
+        render_sprites(data / "art", data / KINDRED, {**learnt, **MORE_ART}, kin=read_kin())
 
 
 def varied(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
@@ -125,7 +125,7 @@ def illustrate(scene: Scene, album: Album, rng: np.random.Generator) -> Image.Im
 
 def cache_scenes(data: Path, shard: Path, first_seed: int, encoder: TextEncoder, *, art: Sequence[str] = CLIP_ART) -> None:
     """Render and soften one shard of `SHARD` scenes whose seeds start at `first_seed`, mostly of one kind of thing."""
-    album = Album([data, data / MORE, data / SAME])
+    album = Album([data, data / MORE, data / KINDRED])
     stage = Stage(album.drawings, art=art, staging=Staging(layouts=LAYOUTS, styled=STYLED, tinted=TINTED))
     pictures, told, texts = [], [], []
     for seed in range(first_seed, first_seed + SHARD):

@@ -152,7 +152,10 @@ def load_sprites(folder: Path) -> tuple[np.ndarray, list[Drawing]]:
         array = np.load(folder / "sprites.npy", mmap_mode="r")
         index = [Drawing(**row) for row in json.loads((folder / "sprites.json").read_text("utf-8"))]
     except OSError as error:
-        raise TrainingDataError(f"{folder} に絵がありません / no sprites in {folder}: make them with jpgen train mame --stage art") from error
+        raise TrainingDataError(
+            f"{folder} に絵がありません。jpgen train mame --stage art（mame-clip の絵は jpgen train clip）で作れます / "
+            f"no sprites in {folder}: make them with jpgen train mame --stage art (those of mame-clip alone with jpgen train clip)"
+        ) from error
     return array, index
 
 
