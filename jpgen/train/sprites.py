@@ -167,10 +167,10 @@ def _read_set(art_folder: Path, package: str, version: str) -> tuple[dict[str, A
 
 
 def _spelt(names: Sequence[str], icons: dict[str, Any]) -> str:
-    """The first of the names that this set has, as it spells it: filled, the same, numbered, or run together; none: empty."""
+    """The first of the names that this set has, as it spells it: filled, the same, numbered or run together, or an alias spelt alike; or empty."""
     plain = [name.lower().replace(" ", "-") for name in names if name]
     ways = [way for name in plain for way in (f"{name}-fill", f"{name}-filled", name, f"{name}-1", name.replace("-", ""))]
-    return next((way for way in ways if way in icons["icons"] or way in icons.get("aliases", {})), "")
+    return next((way for way in ways if way in icons["icons"] or (way in plain and way in icons.get("aliases", {}))), "")
 
 
 def _package_folder(folder: Path, package: str, version: str) -> Path:
