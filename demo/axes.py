@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
 import jpgen
 from demo import choosing
+from demo.drawing import Cell
 from demo.studio import studio
 from demo.words import say
 
@@ -47,25 +48,6 @@ class Axis:
         return tuple(dict.fromkeys(found))
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One picture of the grid."""
-
-    x_name: str
-    y_name: str
-    x: Any
-    y: Any
-    seed: int
-    model: str
-    style: str = ""
-    sampling: dict[str, Any] = field(default_factory=dict)
-
-    def styled(self, text: str) -> tuple[str, str]:
-        """Prompt and negative prompt with the words of the cell's style."""
-        style = choosing.styles().get(self.style)
-        return jpgen.apply_style(style, text) if style else (text, "")
-
-
 def choose(place: str, *, default: str) -> Axis:
     """The widgets of one axis ("x" or "y")."""
     name = st.selectbox(say(f"axis.{place}"), NAMES, NAMES.index(default), format_func=_setting, key=f"axis/{place}")
@@ -100,6 +82,12 @@ def cells(x: Axis, y: Axis, seed: int, model: str) -> list[Cell]:
 def _cell(x_name: str, y_name: str, given: dict[str, Any]) -> Cell:
     sampling: dict[str, Any] = {name: given[name] for name in ("steps", "guidance_scale", "scheduler") if name in given}
     return Cell(x_name, y_name, given[x_name], given[y_name], given["seed"], given["model"], given["style"], sampling)
+
+
+def styled(cell: Cell, text: str) -> tuple[str, str]:
+    """Prompt and negative prompt with the words of the cell's style."""
+    style = choosing.styles().get(cell.style)
+    return jpgen.apply_style(style, text) if style else (text, "")
 
 
 def told(name: str, value: Any) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import streamlit as st
 
 import jpgen
-from demo.engine import Desk
+from demo.drawing import Order
 from demo.notices import failure, labelled, notice
 from demo.results import webp_address
+from demo.scores import SCORER
 from demo.studio import studio
 from demo.style_samples import sample_of
 from demo.words import one_language, say
@@ -54,14 +55,10 @@ class Chosen:
     count: int
     seed: int
 
-    def pipeline(self, desk: Desk) -> jpgen.Pipeline:
-        """The model's pipeline, with the translator if that is the route."""
-        pipeline = desk.pipeline(self.model)
-        return pipeline.with_translator(self.translator) if self.route == "translate" and self.translator else pipeline
-
-    def config(self, pipeline: jpgen.Pipeline) -> jpgen.SamplingConfig:
-        """The settings of sampling, checked."""
-        return pipeline.config(width=self.width, height=self.height, steps=self.steps, guidance_scale=self.guidance_scale)
+    def order(self, prompt: jpgen.Prompt, seed: int) -> Order:
+        """A picture drawn so."""
+        sampling = {"width": self.width, "height": self.height, "steps": self.steps, "guidance_scale": self.guidance_scale}
+        return Order(prompt, seed, self.model, sampling, self.translator)
 
     def styled(self, text: str, negative: str) -> tuple[str, str]:
         """Prompt and negative prompt with the words of the style."""
@@ -91,6 +88,12 @@ def models() -> dict[str, ModelCard]:
 def translators() -> dict[str, ModelCard]:
     """Translators that are on this machine."""
     return {name: card for name, card in cards().items() if card.kind == "translator" and card.here}
+
+
+def scorable() -> bool:
+    """Whether the weights of the scorer are on this machine."""
+    card = cards().get(SCORER)
+    return card is not None and bool(card.bytes)
 
 
 MODEL = "model"

@@ -1,40 +1,36 @@
-"""One thread that draws for everybody: a bounded fair queue, never two jobs at once, and nobody sees or stops what is another's.
+"""A bounded fair queue before one worker: never two jobs at once, and nobody sees or stops what is another's.
 
     engine = Engine()
-    ticket = engine.submit(session, lambda desk: desk.pipeline("mame").generate("柴犬", on_step=desk.on_step), title="柴犬")
+    ticket = engine.submit(session, partial(draw, text="柴犬"), title="柴犬")           # a job is called with a demo.worker.Desk
     engine.snapshot(ticket, session=session).state          # "waiting", "running", "done", "cancelled" or "failed"
 
-Pages ask for snapshots; the worker knows nothing of pages.
+Pages ask for snapshots; the worker (in a process of its own: demo.apart) knows nothing of pages.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jpgen
+from demo.apart import WorkerApart
 from demo.jobs import ENDED, Job, Snapshot, State
-from demo.priority import step_back
 from demo.turns import Turns
+from demo.worker import GENERAL_ERROR, Desk, Outcome, Progress
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 log = logging.getLogger("jpgen.demo")
 
-T = TypeVar("T")
-GENERAL_ERROR = (
-    "うまくいきませんでした。設定を変えてもう一度お試しください。続くときは、動かしている人に時刻を伝えてください / "
-    "something went wrong: try again with other settings; if it goes on, tell whoever runs this when it happened"
-)
 PREVIEW_PAUSE = 4
 """How long no preview is decoded after one, in times of what it took: of a machine that is slow or busy they take a fifth at most."""
-
-MEMORY_ERROR = "メモリが足りません。絵を小さくするか、枚数を減らしてください / out of memory: draw smaller or fewer pictures"
 
 
 class QueueFull(jpgen.JpgenError):
@@ -45,78 +41,34 @@ class UnknownTicket(jpgen.JpgenError):
     """No such ticket of this session: it was never given, is another's, or was forgotten long after its end."""
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A pipeline that is open: for which model and autoencoder, and what is kept beside it."""
+class Runner(Protocol):
+    """What carries jobs out, one at a time: a demo.apart.WorkerApart, or in tests a demo.worker.Worker."""
 
-    key: tuple[str, str | None]
-    pipeline: Any
-    beside: dict[str, Any] = field(default_factory=dict)
+    def run(self, work: Callable[[Desk], Any], progress: Progress) -> Outcome:
+        """Carry a job out to its end."""
 
-
-class Desk:
-    """What a job has at hand while it runs."""
-
-    def __init__(self, engine: Engine, job: Job) -> None:
-        self._engine, self._job = engine, job
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the job is to stop: for work that has no steps."""
-        return self._engine._stops(self._job)
-
-    def pipeline(self, model: str = "mame", *, vae: str | None = None) -> jpgen.Pipeline:
-        """The pipeline of a model (and autoencoder), kept open for the next job that wants it; raises Cancelled if the job was cancelled."""
-        pipeline: jpgen.Pipeline = self._engine._opened(self._job, model, vae)
-        return pipeline
-
-    def beside(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` made for the pipeline that is open (a live merge), kept under this name as long as that is."""
-        with self._engine._changed:
-            opened = self._engine._open
-        if opened is None:
-            return make()
-        if name not in opened.beside:
-            opened.beside[name] = make()
-        kept: T = opened.beside[name]
-        return kept
-
-    def expect(self, parts: int) -> None:
-        """Say how many pictures will be delivered, for the progress."""
-        with self._engine._changed:
-            self._job.parts = max(1, parts)
-
-    def deliver(self, result: Any) -> None:
-        """Hand over a finished picture (or another part of the result) before the job's end; it is kept whatever happens afterwards."""
-        with self._engine._changed:
-            job = self._job
-            job.results, job.step, job.steps, job.preview = (*job.results, result), 0, 0, None
-
-    def on_step(self, step: jpgen.Step) -> bool:
-        """The step callback for jpgen: tells the progress, decodes a preview now and then while anybody looks, False when cancelled."""
-        return self._engine._stepped(self._job, step)
+    def rest(self) -> None:
+        """Give back the memory that the next job might have used."""
 
 
 class Engine:
-    """The one worker and its queue; safe for threads.
+    """The queue and the thread that hands its jobs to the worker; safe for threads.
 
-    `capacity` jobs wait at most, `per_session` of one session wait or run; open pipelines are dropped after `idle_seconds` without work. Jobs at
-    which nobody has looked for `away_seconds` are cancelled (a tab was closed). Of a session the last `kept` finished jobs are remembered, for
-    `kept_seconds`. `open_pipeline` is called with a model's name and `vae=` (None: jpgen.Pipeline).
+    `capacity` jobs wait at most, `per_session` of one session wait or run; the worker rests after `idle_seconds` without work. Jobs at which nobody
+    has looked for `away_seconds` are cancelled (a tab was closed). Of a session the last `kept` finished jobs are remembered, for `kept_seconds`.
     """
 
     def __init__(
         self, *, capacity: int = 16, per_session: int = 3, idle_seconds: float = 600, away_seconds: float = 300, kept: int = 8,
-        kept_seconds: float = 3600, open_pipeline: Callable[..., Any] | None = None, clock: Callable[[], float] = time.monotonic,
+        kept_seconds: float = 3600, worker: Runner | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.capacity, self.per_session = capacity, per_session
         self._idle_seconds, self._away_seconds, self._kept, self._kept_seconds = idle_seconds, away_seconds, kept, kept_seconds
-        self._open_pipeline, self._clock = open_pipeline, clock
+        self._worker, self._clock = worker or WorkerApart(), clock
         self._changed = threading.Condition()
         self._turns: Turns[Job] = Turns()
         self._jobs: dict[str, Job] = {}
         self._running: Job | None = None
-        self._open: _Opened | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="jpgen-demo-engine", daemon=True)
         self._thread.start()
@@ -178,12 +130,6 @@ class Engine:
         with self._changed:
             return int(self._running is not None), len(self._turns)
 
-    @property
-    def loaded(self) -> str:
-        """The name of the model that is open, "" if none is."""
-        with self._changed:
-            return self._open.key[0] if self._open else ""
-
     def close(self) -> None:
         """Cancel everything and end the thread; returns when the job that runs has stopped."""
         with self._changed:
@@ -229,93 +175,85 @@ class Engine:
             if kept[job.session] > self._kept or kept.total() > self._kept * self.capacity or now - job.ended > self._kept_seconds:
                 del self._jobs[job.ticket]
 
-    # ── what the worker calls, without the lock ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _stops(self, job: Job) -> bool:
-        with self._changed:
-            return job.cancelled or self._clock() - job.seen > self._away_seconds
-
-    def _opened(self, job: Job, model: str, vae: str | None) -> Any:
-        key = (str(model), None if vae is None else str(vae))
-        with self._changed:
-            if self._open and self._open.key == key:
-                return self._open.pipeline
-            job.opening = True
-        self._unload()  # two models at once may not fit
-        try:
-            made = (self._open_pipeline or jpgen.Pipeline)(model, vae=vae)
-        finally:
-            with self._changed:
-                job.opening = False
-        with self._changed:
-            self._open = _Opened(key, made)
-        if self._stops(job):
-            raise jpgen.Cancelled("取り消されました / cancelled")
-        return made
-
-    def _stepped(self, job: Job, step: jpgen.Step) -> bool:
-        if self._stops(job):
-            return False
-        with self._changed:
-            began = self._clock()
-            wanted, job.watched = job.watched and began >= job.preview_due, False
-        previews = step.preview() if wanted and step.index < step.total else []
-        with self._changed:
-            job.step, job.steps = step.index, step.total
-            if previews:
-                now = self._clock()
-                job.preview, job.preview_due = previews[0], now + PREVIEW_PAUSE * (now - began)
-            if job.began is None:
-                job.began, job.begun = self._clock(), job.fraction
-        return not self._stops(job)
+    # ── what the thread does, without the lock ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
-        step_back()
+        resting = True
         while not self._closed:
-            if job := self._next():
+            if job := self._next(None if resting else self._idle_seconds):
                 self._do(job)
             elif not self._closed:
-                self._unload()
-        self._open = None
+                self._worker.rest()
+            resting = job is None
+        self._worker.rest()
 
-    def _next(self) -> Job | None:
-        """The next job, waited for; None when there was nothing to do for the idle time, or the engine closes."""
+    def _next(self, timeout: float | None) -> Job | None:
+        """The next job, waited for; None when there was nothing to do for so long, or the engine closes."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._turns), self._idle_seconds if self._open else None)
+            self._changed.wait_for(lambda: self._closed or len(self._turns), timeout)
             self._forget()
             job = None if self._closed else self._turns.next()
             if job is not None:
                 job.state, self._running = "running", job
             return job
 
-    def _unload(self) -> None:
-        with self._changed:
-            dropped, self._open = self._open, None
-        if dropped:
-            log.info("%s を閉じました / unloaded", dropped.key[0])
-            del dropped
-            gc.unfreeze()  # see demo.studio
-            gc.collect()
-
     def _do(self, job: Job) -> None:
-        result, error = None, ""
-        state: State = "done"
         try:
-            result = job.work(Desk(self, job))
-        except jpgen.Cancelled:
-            state = "cancelled"
-        except jpgen.JpgenError as told:
-            state, error = "failed", str(told)
-        except MemoryError:
-            state, error = "failed", MEMORY_ERROR
-        except BaseException as fault:  # whatever it was, the next job has its turn
-            log.exception("a job failed")
-            state, error = "failed", MEMORY_ERROR if type(fault).__name__ == "OutOfMemoryError" else GENERAL_ERROR
+            outcome = self._worker.run(job.work, _Followed(job, self._changed, self._clock, self._away_seconds))
+        except Exception:
+            log.exception("a job could not be handed to the worker")
+            outcome = Outcome("failed", error=GENERAL_ERROR)
         with self._changed:
-            job.result, job.error = result, error
+            job.result, job.error = outcome.result, outcome.error
             self._running = None
             self._turns.served()
-            self._end(job, state)
+            self._end(job, outcome.state)
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """The Progress of a job, written down where snapshots are taken from."""
+
+    job: Job
+    lock: threading.Condition
+    clock: Callable[[], float]
+    away_seconds: float
+
+    def stops(self) -> bool:
+        with self.lock:
+            return self.job.cancelled or self.clock() - self.job.seen > self.away_seconds
+
+    def opening(self, now: bool) -> None:
+        with self.lock:
+            self.job.opening = now
+
+    def expect(self, parts: int) -> None:
+        with self.lock:
+            self.job.parts = max(1, parts)
+
+    def deliver(self, result: Any) -> None:
+        with self.lock:
+            job = self.job
+            job.results, job.step, job.steps, job.preview = (*job.results, result), 0, 0, None
+
+    def stepped(self, index: int, total: int) -> tuple[bool, bool]:
+        if self.stops():
+            return False, False
+        with self.lock:
+            job, now = self.job, self.clock()
+            job.step, job.steps = index, total
+            if job.began is None:
+                job.began, job.begun = now, job.fraction
+            wanted = job.watched and now >= job.preview_due and index < total
+            if wanted:
+                job.watched, job.preview_began = False, now
+            return True, wanted
+
+    def previewed(self, image: Image.Image) -> bool:
+        with self.lock:
+            now = self.clock()
+            self.job.preview, self.job.preview_due = image, now + PREVIEW_PAUSE * (now - self.job.preview_began)
+        return not self.stops()
 
 
 def _nothing(desk: Desk) -> None:

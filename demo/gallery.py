@@ -9,7 +9,6 @@ Files are the truth: the index is made again from them when it is damaged, and w
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import logging
@@ -19,6 +18,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +54,17 @@ class Gallery:
         self._index = Index(folder / "gallery.sqlite", self._find_new)
         self._find_new()
 
+    def __reduce__(self) -> tuple[Callable[..., Gallery], tuple[Path, str]]:
+        """In another process: the same owner's, by an index that is opened there once."""
+        return _elsewhere, (self.folder, self._owner)
+
     def of(self, owner: str) -> Gallery:
         """The same gallery as another owner sees it: nobody sees, changes or exports what is another's."""
-        other = copy.copy(self)
-        other._owner = _owner_key(owner)
+        return self._of(_owner_key(owner))
+
+    def _of(self, owner_key: str) -> Gallery:
+        other = Gallery.__new__(Gallery)
+        other.folder, other._owner, other._index = self.folder, owner_key, self._index
         return other
 
     @property
@@ -278,6 +285,15 @@ class Gallery:
         for path in sorted((self.folder / "pictures").glob("*/*/*.png")):
             if FILE.fullmatch(path.name) and not path.is_symlink():
                 yield path, path.parent.parent.name
+
+
+@cache
+def _opened(folder: Path) -> Gallery:
+    return Gallery(folder)
+
+
+def _elsewhere(folder: Path, owner_key: str) -> Gallery:
+    return _opened(folder)._of(owner_key)
 
 
 def _owner_key(owner: str) -> str:

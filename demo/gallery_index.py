@@ -10,6 +10,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +60,7 @@ class Index:
         self.notice = ""
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self._repairing = False
 
     def read(self, act: Callable[[sqlite3.Connection], T]) -> T:
@@ -93,6 +95,10 @@ class Index:
                 ) from error
 
     def _transaction(self, act: Callable[[sqlite3.Connection], T], begin: str) -> T:
+        if self._connection is not None and self._file != self._found():  # another process has put it aside
+            self.close()
+            self._open()
+            self._rebuild()
         connection = self._connection or self._open()
         connection.execute(begin)
         with connection:
@@ -113,8 +119,15 @@ class Index:
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
+        self._connection, self._file = connection, self._found()
         return connection
+
+    def _found(self) -> tuple[int, int] | None:
+        """Which file is there now."""
+        with suppress(OSError):
+            found = self.path.stat()
+            return found.st_dev, found.st_ino
+        return None
 
     def _repair(self, error: sqlite3.Error) -> None:
         """Put the file aside, make it again from the pictures, and save the marks that the old one still tells."""

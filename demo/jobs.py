@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL import Image
 
-    from demo.engine import Desk
+    from demo.worker import Desk
 
 State = Literal["waiting", "running", "done", "cancelled", "failed"]
 ENDED = ("done", "cancelled", "failed")
@@ -66,6 +66,7 @@ class Job:
     parts: int = 1
     opening: bool = False
     preview: Image.Image | None = None
+    preview_began: float = 0.0  # when the one that is being decoded was wanted
     preview_due: float = 0.0
     results: tuple[Any, ...] = ()
     result: Any = None

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 import jpgen
-from demo.engine import Desk
+from demo.worker import Desk
 from jpgen.merge import Lora, Merge, Model, Recipe
 
 MOST = 3

@@ -8,12 +8,13 @@ from typing import Any
 import streamlit as st
 from PIL import Image
 
-from demo.engine import Desk, QueueFull, UnknownTicket
+from demo.engine import QueueFull, UnknownTicket
 from demo.jobs import Snapshot
 from demo.notices import failure, notice
 from demo.results import jpeg
 from demo.studio import session, studio
 from demo.words import say
+from demo.worker import Desk
 
 SHORTCUT = "Ctrl+Enter"
 """What presses a page's main button, on a Mac ⌘+Enter. A plain Enter never does, nor an input method's, which browser/language.js keeps from it."""
@@ -30,7 +31,7 @@ def submit_button(name: str, *, icon: str, act: Callable[..., None], key: str, a
 
 
 def start(page: str, work: Callable[[Desk], Any], *, title: str) -> None:
-    """Hand in work for this page, in the place of what it showed."""
+    """Hand in work for this page, in the place of what it showed: a function of demo.drawing, all but its desk given."""
     refuse(page, "")
     try:
         st.session_state[f"{page}/ticket"] = studio().engine.submit(session(), work, title=title)

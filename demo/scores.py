@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jpgen
-from demo.choosing import cards
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from demo.engine import Desk
     from demo.gallery import Gallery, Item
+    from demo.worker import Desk
 
 SCORER = "mame-clip"
 """jpgen's own, which is also its default."""
@@ -19,15 +18,9 @@ SCORER = "mame-clip"
 AT_ONCE = 16
 
 
-def scorable() -> bool:
-    """Whether the scorer's weights are on this machine."""
-    card = cards().get(SCORER)
-    return card is not None and bool(card.bytes)
-
-
-def likeness(image: Image.Image, text: str) -> float | None:
-    """The score of the picture with the words (see jpgen.clip_score); None where nothing can say it."""
-    return jpgen.clip_score([image], [text])[0] if scorable() else None
+def likeness(image: Image.Image, text: str) -> float:
+    """The score of the picture with the words (see jpgen.clip_score)."""
+    return jpgen.clip_score([image], [text])[0]
 
 
 def nearest(kept: Gallery, words: str, desk: Desk, *, limit: int) -> list[Item]:

@@ -14,8 +14,9 @@ from PIL import Image
 
 import jpgen
 from demo.gallery import Item
+from demo.made import Made, of_item
 from demo.notices import failure, notice
-from demo.results import Made, jpeg, of_item, small
+from demo.results import jpeg, small
 from demo.studio import gallery, studio
 from demo.uploads import open_picture, restore
 from demo.words import say

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import secrets
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import streamlit as st
 
-import jpgen
+from demo import drawing
+from demo.apart import WorkerApart
 from demo.brake import Brake
-from demo.engine import Desk, Engine
+from demo.engine import Engine, Runner
 from demo.gallery import Gallery
 from demo.settings import Settings, load_settings
 
-open_pipeline: Callable[..., Any] | None = None
-"""What opens a model in the place of jpgen.Pipeline; tests set it before the first session comes."""
+new_worker: Callable[[], Runner] = WorkerApart
+"""Makes what carries the jobs out; tests put another before the first session comes."""
 
 
 @dataclass(frozen=True)
@@ -32,41 +30,6 @@ class Studio:
     brake: Brake = field(default_factory=Brake)
 
 
-def _open(model: str, *, vae: str | None = None) -> Any:
-    """A pipeline whose objects, and those of the libraries it brought, are left out of all garbage collections until it is dropped."""
-    gc.collect()  # what the pages have left behind is not to be kept with it; before anything is open that takes a tenth of a second
-    with _short_turns(), _for_good():
-        return (open_pipeline or jpgen.Pipeline)(model, vae=vae)
-
-
-@contextmanager
-def _for_good() -> Iterator[None]:
-    """Collect no garbage meanwhile, and look at nothing later that is there then: a collection takes half a second where torch is loaded."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-@contextmanager
-def _short_turns() -> Iterator[None]:
-    """Let threads hand on the interpreter every millisecond: the imports of a model would keep it for 5 each time a page asks for anything."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(0.001)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
-
-
-def _prepare(desk: Desk, model: str) -> None:
-    """Open the model and jpgen's lexicon before anybody asks for a picture."""
-    desk.pipeline(model)
-    jpgen.normalize("豆")
-
-
 @st.cache_resource(show_spinner=False, on_release=lambda opened: opened.engine.close())
 def studio() -> Studio:
     """The studio of this process; raises SettingsError or GalleryError, which the frame tells."""
@@ -74,9 +37,9 @@ def studio() -> Studio:
     pictures = Gallery(settings.gallery)
     engine = Engine(
         capacity=settings.capacity, per_session=settings.per_session, idle_seconds=settings.idle_seconds, away_seconds=settings.away_seconds,
-        open_pipeline=_open,
+        worker=new_worker(),
     )  # fmt: skip
-    engine.submit("", lambda desk: _prepare(desk, settings.model))
+    engine.submit("", partial(drawing.prepare, model=settings.model))
     return Studio(engine, pictures, settings)
 
 

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jpgen.adapters import list_loras
+    from jpgen.adapter_files import list_loras
     from jpgen.api import generate, generate_many, load_generation
     from jpgen.cards import ModelCard, accept_terms, model_cards
     from jpgen.catalog import load_catalog
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "jpgen.adapters": ("list_loras",),
+    "jpgen.adapter_files": ("list_loras",),
     "jpgen.api": ("generate", "generate_many", "load_generation"),
     "jpgen.cards": ("ModelCard", "accept_terms", "model_cards"),
     "jpgen.catalog": ("load_catalog",),

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from jpgen.catalog import xdg_folder
+from jpgen.adapter_files import EMBEDDINGS, LORAS, SUFFIX, adapter_folder, list_files, nfc
 from jpgen.encoders.embeddings import Embedding, names_pattern, read_embedding
 from jpgen.errors import IncompatibleError, MetadataError, SettingError, UnknownNameError, WeightsError
 from jpgen.lora import Adapter, read_adapter
@@ -28,44 +27,11 @@ from jpgen.types import AdapterInfo, Prompt
 log = logging.getLogger("jpgen")
 
 MAX_WEIGHT = 100.0
-SUFFIX = ".safetensors"
-
-LORAS, EMBEDDINGS = ("JPGEN_LORAS", "loras"), ("JPGEN_EMBEDDINGS", "embeddings")
-"""The environment variable that names the folder, and what it is called in `$XDG_DATA_HOME/jpgen` otherwise."""
 
 Loras = Mapping[str, float] | Mapping[Path, float]
 """Names in the folder, or paths of files, and their weights. A text is a path if it ends like a file of weights or begins like a path."""
 
 Resolved = tuple[tuple[Adapter, float], ...]
-
-
-def adapter_folder(kind: tuple[str, str], chosen: Path | None = None) -> Path:
-    """Where files of a kind (LORAS, EMBEDDINGS) are: `chosen`, else what the environment variable says, else a folder in `$XDG_DATA_HOME/jpgen`."""
-    told = chosen or os.environ.get(kind[0])
-    return Path(told).expanduser() if told else xdg_folder("XDG_DATA_HOME", ".local/share") / kind[1]
-
-
-def list_files(folder: Path, suffix: str = SUFFIX) -> dict[str, Path]:
-    """Files of a folder and the folders in it by name: their stem, where two have the same also their path within the folder; NFC.
-
-    A link that leads out of the folder does not count.
-    """
-    if not folder.is_dir():
-        return {}
-    root = folder.resolve()
-    files = [file for file in sorted(folder.rglob(f"*{suffix}")) if file.is_file() and root in file.resolve().parents]
-    stems = [_nfc(file.stem) for file in files]
-    named = {stem: file for stem, file in zip(stems, files, strict=True) if stems.count(stem) == 1}
-    return named | {_nfc(file.relative_to(folder).with_suffix("").as_posix()): file for file in files}
-
-
-def list_loras() -> dict[str, Path]:
-    """The LoRAs that a prompt can name (`<lora:名前:0.8>`): the files of $JPGEN_LORAS, else of loras in $XDG_DATA_HOME/jpgen."""
-    return list_files(adapter_folder(LORAS))
-
-
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
 
 
 class Adapters:
@@ -212,7 +178,7 @@ def _said(prompt: Prompt, names: Iterable[str]) -> list[str]:
         return []
     seen = prompt.seen
     spans = [*(seen.spans or ((seen.text, 1.0),)), *parse_attention(seen.negative)]
-    said = {found[0].lower() for text, _ in spans for found in names_pattern(plain).finditer(_nfc(text))}
+    said = {found[0].lower() for text, _ in spans for found in names_pattern(plain).finditer(nfc(text))}
     return [name for name in plain if name.lower() in said]
 
 
@@ -232,7 +198,7 @@ def _weight(name: str, weight: object) -> float:
 
 def _with_loras(prompt: Prompt, loras: Mapping[str, float]) -> Prompt:
     """The prompt with these LoRAs too, in its list and in what is written of it; raises as `total_weights`."""
-    names = tuple((_nfc(name.strip()), weight) for name, weight in prompt.loras)
+    names = tuple((nfc(name.strip()), weight) for name, weight in prompt.loras)
     new = tuple((name, _weight(name, weight)) for name, weight in loras.items())
     tags = "".join(f" <lora:{name}:{weight:g}>" for name, weight in new)
     made = replace(prompt, loras=(*names, *new), written=f"{prompt.written or prompt.source}{tags}" if tags else prompt.written)
@@ -241,7 +207,7 @@ def _with_loras(prompt: Prompt, loras: Mapping[str, float]) -> Prompt:
 
 
 def _own_name(name: str | Path) -> str:
-    return _nfc(Path(name).stem if _is_path(name) else str(name).strip())
+    return nfc(Path(name).stem if _is_path(name) else str(name).strip())
 
 
 def _is_path(name: str | Path) -> bool:

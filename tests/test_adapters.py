@@ -18,7 +18,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jpgen.adapters import list_files, parse_loras
+from jpgen.adapter_files import list_files
+from jpgen.adapters import parse_loras
 from jpgen.api import load_generation
 from jpgen.backbones import diffusers as texts_family
 from jpgen.backbones import flux, pixart, sd, sdxl

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
 import jpgen
-from demo import choosing, merging, reading, results, running
-from demo.engine import Desk
+from demo import choosing, drawing, merging, reading, results, running
 from demo.merging import BLOCKS, MOST, Part
 from demo.notices import failure, notice
-from demo.results import keep
 from demo.studio import gallery, studio
 from demo.words import say
 
@@ -118,12 +117,8 @@ def _draw(parts: tuple[Part, ...], text: str, seed: int, steps: int) -> None:
         prompt = reading.read(text, "", (), seed=seed)
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
-    kept = gallery()
-
-    def draw(desk: Desk) -> None:
-        desk.deliver(keep(kept, merging.draw(desk, recipe, prompt.source, base=BASE, seed=seed, steps=steps), "blend"))
-
-    running.start(PAGE, draw, title=text)
+    work = partial(drawing.mixed, recipe=recipe, prompt=prompt.source, base=BASE, seed=seed, steps=steps, kept=gallery())
+    running.start(PAGE, work, title=text)
 
 
 def _saving(parts: tuple[Part, ...]) -> None:
@@ -155,8 +150,4 @@ def _write(parts: tuple[Part, ...]) -> None:
         recipe = merging.recipe_of(parts, folder)
     except jpgen.JpgenError as error:
         return running.refuse(SAVING, error)
-
-    def write(desk: Desk) -> str:
-        return merging.save_weights(desk, recipe, folder, name).name
-
-    running.start(SAVING, write, title=name)
+    running.start(SAVING, partial(drawing.written, recipe=recipe, folder=folder, name=name), title=name)

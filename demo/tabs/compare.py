@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import streamlit as st
 
 import jpgen
-from demo import axes, choosing, reading, results, running
-from demo.engine import Desk
+from demo import axes, choosing, drawing, reading, results, running
+from demo.choosing import scorable
+from demo.drawing import ENGLISH, JAPANESE, RAW, Cell, Drawn, Order
+from demo.made import Made
 from demo.notices import notice
-from demo.results import Made, keep
-from demo.scores import likeness, scorable
 from demo.studio import gallery, studio
 from demo.words import say
 
 PAGE = "compare"
 WAYS, GRID = "ways", "grid"
-JAPANESE, ENGLISH, TRANSLATED, RAW = "japanese", "english", "translated", "raw"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One picture of a comparison: under which heading, the picture, how well it fits its own words (None: nobody can say)."""
-
-    heading: str
-    made: Made
-    text: str
-    score: float | None = None
-
-
 def show() -> None:
     """The page."""
     mode = st.segmented_control(
@@ -72,31 +59,12 @@ def _compare() -> None:
             prompts[ENGLISH] = reading.read(english, "", (), seed=seed)
     except jpgen.JpgenError as error:
         return running.refuse("ways", error)
-
-    model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
+    model = choosing.chosen_model()
     width, height = choosing.chosen_sides(PAGE, choosing.models()[model])
-
-    def draw(desk: Desk) -> None:
-        pipeline = desk.pipeline(model)
-        config = pipeline.config(width=width, height=height, steps=steps)
-        if translator:
-            prompts[TRANSLATED] = translated(prompts[JAPANESE], translator)
-        order = [way for way in (JAPANESE, ENGLISH, TRANSLATED, RAW) if way in prompts]
-        desk.expect(len(order))
-        for way in order:
-            made = pipeline.generate(prompts[way], seed=seed, config=config, on_step=desk.on_step)
-            desk.deliver(Drawn(way, keep(kept, made, "compare"), made.prompt.seen.text, likeness(made.image, text)))
-
-    running.start("ways", draw, title=text)
-
-
-def translated(prompt: jpgen.Prompt, translator: str) -> jpgen.Prompt:
-    """The prompt in English, as a model that reads English alone would get it."""
-    opened = jpgen.open_translator(translator)
-    if opened is None:
-        return prompt
-    (text,) = opened.translate([prompt.text])
-    return jpgen.Prompt(source=prompt.source, text=text, negative="", spans=((text, 1.0),))
+    sampling = {"width": width, "height": height, "steps": choosing.usual_steps()}
+    orders = {way: Order(prompt, seed, model, sampling) for way, prompt in prompts.items()}
+    work = partial(drawing.ways, orders=orders, translator=translator, kept=gallery(), scored=scorable())
+    running.start("ways", work, title=text)
 
 
 def _shown(drawn: tuple[Drawn, ...]) -> None:
@@ -132,25 +100,19 @@ def _draw_grid(x: axes.Axis, y: axes.Axis) -> None:
     text, seed = str(st.session_state.get("grid/prompt") or ""), int(st.session_state.get("grid/seed") or 0)
     try:
         cells = axes.cells(x, y, seed, choosing.chosen_model())
-        prompts = [reading.read(*cell.styled(text), (), seed=cell.seed) for cell in cells]
+        prompts = [reading.read(*axes.styled(cell, text), (), seed=cell.seed) for cell in cells]
     except jpgen.JpgenError as error:
         return running.refuse("grid", error)
-
-    kept, cards = gallery(), choosing.models()
-    sides = {cell.model: choosing.chosen_sides(PAGE, cards[cell.model]) for cell in cells}
-
-    def draw(desk: Desk) -> None:
-        desk.expect(len(cells))
-        for cell, prompt in zip(cells, prompts, strict=True):
-            pipeline, (width, height) = desk.pipeline(cell.model), sides[cell.model]
-            config = pipeline.config(width=width, height=height, **cell.sampling)
-            made = pipeline.generate(prompt, seed=cell.seed, config=config, on_step=desk.on_step)
-            desk.deliver((cell, keep(kept, made, "grid")))
-
-    running.start("grid", draw, title=text)
+    ordered = [(cell, _order(cell, prompt)) for cell, prompt in zip(cells, prompts, strict=True)]
+    running.start("grid", partial(drawing.grid, cells=ordered, kept=gallery()), title=text)
 
 
-def _table(drawn: tuple[tuple[axes.Cell, Made], ...]) -> None:
+def _order(cell: Cell, prompt: jpgen.Prompt) -> Order:
+    width, height = choosing.chosen_sides(PAGE, choosing.models()[cell.model])
+    return Order(prompt, cell.seed, cell.model, {"width": width, "height": height, **cell.sampling})
+
+
+def _table(drawn: tuple[tuple[Cell, Made], ...]) -> None:
     pictures = {(cell.x, cell.y): made for cell, made in drawn}
     across = list(dict.fromkeys(cell.x for cell, _ in drawn))
     for row in dict.fromkeys(cell.y for cell, _ in drawn):

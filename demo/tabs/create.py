@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, partial
 
 import streamlit as st
 
 import jpgen
-from demo import choosing, reading, results, running, sources
+from demo import choosing, drawing, reading, results, running, sources
 from demo.choosing import Chosen
-from demo.engine import Desk
+from demo.made import Made
 from demo.notices import failure, notice
-from demo.results import Made, keep
 from demo.studio import gallery, studio
 from demo.uploads import open_picture, restore
 from demo.words import language, one_language, say
@@ -132,17 +131,8 @@ def _begin(chosen: Chosen, seed: int) -> None:
         ]
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
-
-    kept = gallery()
-
-    def draw(desk: Desk) -> None:
-        pipeline = chosen.pipeline(desk)
-        config = chosen.config(pipeline)
-        desk.expect(len(prompts))
-        for n, prompt in enumerate(prompts):
-            desk.deliver(keep(kept, pipeline.generate(prompt, seed=seed + n, config=config, on_step=desk.on_step)))
-
-    running.start(PAGE, draw, title=text)
+    orders = [chosen.order(prompt, seed + n) for n, prompt in enumerate(prompts)]
+    running.start(PAGE, partial(drawing.pictures, orders=orders, kept=gallery()), title=text)
 
 
 def _pictures() -> None:
@@ -177,14 +167,8 @@ def _repeated(made: Made, kind: str, init: jpgen.InitImage | None = None) -> Non
     settings = made.settings
     if settings is None:
         return running.refuse(PAGE, say("picture.untold"))
-    seed, kept = _next(settings.seed), gallery()
-
-    def draw(desk: Desk) -> None:
-        pipeline = desk.pipeline(settings.model)
-        drawn = pipeline.generate(settings.prompt, seed=seed, config=settings.config, on_step=desk.on_step, init=init)
-        desk.deliver(keep(kept, drawn, kind))
-
-    running.start(PAGE, draw, title=settings.source)
+    order = drawing.Order(settings.prompt, _next(settings.seed), settings.model, settings.config, init=init)
+    running.start(PAGE, partial(drawing.pictures, orders=[order], kept=gallery(), kind=kind), title=settings.source)
 
 
 def _next(seed: int) -> int:

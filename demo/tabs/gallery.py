@@ -10,8 +10,8 @@ import streamlit as st
 
 from demo import results, sources
 from demo.gallery import Gallery, GalleryError, Item
+from demo.made import Made, of_item
 from demo.notices import failure, notice
-from demo.results import of_item
 from demo.studio import gallery, studio
 from demo.tabs import create
 from demo.words import say
@@ -187,13 +187,13 @@ def _title(item: Item | None) -> str:
     return f"{item.prompt[:60]} · {item.seed}" if item else say("style.none")
 
 
-def _restore(made: results.Made) -> None:
+def _restore(made: Made) -> None:
     if made.settings:
         create.put_back(made.settings)
         st.session_state["go"] = "create"
 
 
-def _repair(made: results.Made) -> None:
+def _repair(made: Made) -> None:
     sources.send("repair", made)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
 
 import streamlit as st
 
 import jpgen
-from demo import choosing, running, sources
-from demo.engine import Desk
+from demo import choosing, drawing, running, sources
+from demo.choosing import scorable
 from demo.notices import notice
-from demo.results import Made, of_item, picture
-from demo.scores import nearest, scorable
+from demo.results import alt, picture
 from demo.sources import Source
 from demo.studio import gallery
 from demo.words import say
@@ -77,11 +77,7 @@ def _recognise(source: Source) -> None:
         labels = labels_of(str(st.session_state.get(f"{PAGE}/labels") or ""))
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
-
-    def look(desk: Desk) -> list[tuple[str, float]]:
-        return [(label, float(probability)) for label, probability in jpgen.zero_shot(source.image, labels)]
-
-    running.start(PAGE, look, title=say("tab.recognise"))
+    running.start(PAGE, partial(drawing.recognised, image=source.image, labels=labels), title=say("tab.recognise"))
 
 
 def bars(rows: list[tuple[str, float]]) -> None:
@@ -104,16 +100,11 @@ def _search() -> None:
         for place, made in enumerate(one for found in running.outcome(SEARCH) for one in found):
             with columns[place % 4]:
                 picture(made)
-                st.text(made.alt[:60])
+                st.text(alt(made)[:60])
 
 
 def _look_for() -> None:
     words = str(st.session_state.get(f"{SEARCH}/words") or "").strip()
     if not words or len(words) > MOST_LETTERS:
         return running.refuse(SEARCH, say("search.empty"))
-    kept = gallery()
-
-    def look(desk: Desk) -> list[Made]:
-        return [of_item(item) for item in nearest(kept, words, desk, limit=SHOWN)]
-
-    running.start(SEARCH, look, title=words)
+    running.start(SEARCH, partial(drawing.found, kept=gallery(), words=words, limit=SHOWN), title=words)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import streamlit as st
 from PIL import Image
 
 import jpgen
-from demo import choosing, reading, results, running, sources
+from demo import choosing, drawing, reading, results, running, sources
 from demo.browser_parts import paint_mask
 from demo.edits import reword
-from demo.engine import Desk
+from demo.made import Made
 from demo.notices import notice, wipe
-from demo.results import Made, keep
 from demo.sources import Source
 from demo.studio import gallery, studio
 from demo.words import one_language, say
@@ -112,18 +112,15 @@ def _draw(source: Source, how: Redrawing) -> None:
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
     seed = choosing.next_seed(PAGE, int(st.session_state[f"{PAGE}/seed"]))
-    model, steps, kept = choosing.chosen_model(), choosing.usual_steps(), gallery()
     width, height = _sides(source.image, how.times)
-
-    def draw(desk: Desk) -> None:
-        pipeline = desk.pipeline(model)
-        config = pipeline.config(width=width, height=height, steps=steps)
-        init = jpgen.InitImage(source.image, how.strength, how.mask)
-        made = pipeline.generate(prompt, seed=seed, config=config, on_step=desk.on_step, init=init)
-        desk.deliver(keep(kept, made, "repair"))
-
+    sampling = {"width": width, "height": height, "steps": choosing.usual_steps()}
+    init = jpgen.InitImage(source.image, how.strength, how.mask)
     st.session_state[f"{PAGE}/difference"] = None
-    running.start(PAGE, draw, title=prompt.source)
+    _start(drawing.Order(prompt, seed, choosing.chosen_model(), sampling, init=init))
+
+
+def _start(order: drawing.Order) -> None:
+    running.start(PAGE, partial(drawing.pictures, orders=[order], kept=gallery(), kind="repair"), title=order.prompt.source)
 
 
 def _sides(image: Image.Image, times: float) -> tuple[int, int]:
@@ -159,15 +156,9 @@ def _reword(source: Source) -> None:
         prompt = reading.read(changed.prompt, changed.negative, (), seed=settings.seed)
     except jpgen.JpgenError as error:
         return running.refuse(PAGE, error)
-    model, kept = settings.model if settings.model in choosing.models() else choosing.chosen_model(), gallery()
-
-    def draw(desk: Desk) -> None:
-        pipeline = desk.pipeline(model)
-        drawn = pipeline.generate(prompt, seed=settings.seed, config=settings.config, on_step=desk.on_step)
-        desk.deliver(keep(kept, drawn, "repair"))
-
+    model = settings.model if settings.model in choosing.models() else choosing.chosen_model()
     st.session_state[f"{PAGE}/difference"] = (changed, source.shown)
-    running.start(PAGE, draw, title=prompt.source)
+    _start(drawing.Order(prompt, settings.seed, model, settings.config))
 
 
 def _difference() -> None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import demo.studio  # noqa: E402
+from demo.worker import Worker  # noqa: E402
 from jpgen import Cancelled, Generation, ModelInfo, Prompt, SamplingConfig, Step  # noqa: E402
 from tests.browser.gated import STEPS, colour, gate  # noqa: E402
 
@@ -40,7 +41,7 @@ class Gated:
         return Generation(image, prompt, config or self.config(), seed, self.info, "gated", "native", 0.1)
 
 
-demo.studio.open_pipeline = Gated
+demo.studio.new_worker = lambda: Worker(Gated)  # in this process: the gates are for the pages
 
 import demo.frame  # noqa: E402
 

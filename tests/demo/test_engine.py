@@ -1,11 +1,9 @@
-"""The engine with fake work that waits for events: order, limits, cancelling, forgetting, and that nobody meets what is another's."""
+"""The engine, its worker in this process, with fake work that waits for events: order, limits, cancelling; nobody meets what is another's."""
 
 from __future__ import annotations
 
 import gc
-import os
 import random
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,8 +12,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 from PIL import Image
 
-from demo.engine import GENERAL_ERROR, MEMORY_ERROR, Desk, Engine, QueueFull, UnknownTicket
-from demo.priority import NICER
+from demo.engine import Engine, QueueFull, UnknownTicket
+from demo.worker import GENERAL_ERROR, MEMORY_ERROR, Desk, Worker
 from jpgen import Cancelled, Pipeline, SettingError, Step
 
 WAIT = 60  # seconds until a test that hangs fails
@@ -65,7 +63,7 @@ def make(clock: list[float]) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
     def made(**settings: object) -> Engine:
-        engines.append(Engine(clock=lambda: clock[0], **settings))  # type: ignore[arg-type]
+        engines.append(Engine(**{"clock": lambda: clock[0], "worker": Worker()} | settings))  # type: ignore[arg-type]
         return engines[-1]
 
     yield made
@@ -80,27 +78,6 @@ def test_work_runs_and_its_result_is_there(make: Callable[..., Engine]) -> None:
     assert (shot.state, shot.result, shot.title, shot.fraction, shot.ended) == ("done", 42, "六×七", 1.0, True)
     with pytest.raises(FrozenInstanceError):
         shot.state = "failed"  # type: ignore[misc]
-
-
-def test_the_worker_and_what_it_starts_step_back(make: Callable[..., Engine]) -> None:
-    def told(found: list[int]) -> None:
-        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-
-    def work(desk: Desk) -> list[int]:
-        found: list[int] = []
-        started = threading.Thread(target=told, args=(found,))  # as torch starts its own
-        started.start()
-        started.join()
-        told(found)
-        return found
-
-    mine: list[int] = []
-    told(mine)
-    engine = make()
-    wanted = min(19, mine[0] + NICER) if sys.platform == "linux" else mine[0]
-    assert engine.wait(engine.submit("a", work), session="a", timeout=WAIT).result == [wanted, wanted]
-    told(mine)
-    assert mine[0] == mine[1]  # of the pages nothing has changed
 
 
 def test_sessions_take_turns_and_positions_are_told(make: Callable[..., Engine]) -> None:
@@ -262,10 +239,11 @@ def test_a_pipeline_is_opened_once_and_another_takes_its_place(make: Callable[..
         refs.append(weakref.ref(made))
         return made
 
-    engine = make(open_pipeline=open_pipeline)
+    worker = Worker(open_pipeline)
+    engine = make(worker=worker)
     for model, vae in (("mame", None), ("mame", None), ("other", None), ("other", "vae"), ("mame", None)):
         shot = engine.wait(engine.submit("a", lambda desk, m=model, v=vae: desk.pipeline(m, vae=v).model), session="a", timeout=WAIT)
-        assert (shot.state, shot.result, engine.loaded) == ("done", model, model)
+        assert (shot.state, shot.result, worker.loaded) == ("done", model, model)
     assert opened == [("mame", None), ("other", None), ("other", "vae"), ("mame", None)]
 
 
@@ -277,11 +255,12 @@ def test_what_is_open_is_dropped_when_idle(make: Callable[..., Engine]) -> None:
         weakref.finalize(made, dropped.set)
         return made
 
-    engine = make(open_pipeline=open_pipeline, idle_seconds=0.05)
+    worker = Worker(open_pipeline)
+    engine = make(worker=worker, idle_seconds=0.05)
     shot = engine.wait(engine.submit("a", lambda desk: desk.pipeline("mame").model), session="a", timeout=WAIT)
     assert shot.state == "done"
     assert dropped.wait(WAIT)
-    assert engine.loaded == ""
+    assert worker.loaded == ""
 
 
 def test_cancelling_while_a_model_opens_stops_before_anything_is_drawn(make: Callable[..., Engine]) -> None:
@@ -292,7 +271,7 @@ def test_cancelling_while_a_model_opens_stops_before_anything_is_drawn(make: Cal
         assert go_on.wait(WAIT)
         return Opened(model, vae)
 
-    engine = make(open_pipeline=open_pipeline)
+    engine = make(worker=Worker(open_pipeline))
     ticket = engine.submit("a", lambda desk: drawn.append(desk.pipeline("mame")))
     assert opening.wait(WAIT)
     assert engine.snapshot(ticket, session="a").opening
@@ -425,7 +404,7 @@ def test_two_sessions_in_200_interleavings_never_meet(make: Callable[..., Engine
 def interleaved(make: Callable[..., Engine], chance: random.Random) -> None:
     """Sessions give in work, look, cancel and let the shared pipeline step in any order; whatever one sees is its own, and only it cancels it."""
     shared = Shared()
-    engine = make(per_session=4, kept=50, open_pipeline=lambda model, vae=None: shared)
+    engine = make(per_session=4, kept=50, worker=Worker(lambda model, vae=None: shared))
     tickets: dict[str, list[str]] = {"太郎": [], "花子": []}
     prompts: dict[str, str] = {}
     cancelled: set[str] = set()
@@ -488,7 +467,7 @@ def interleaved(make: Callable[..., Engine], chance: random.Random) -> None:
 
 
 def test_a_real_pipeline_draws_with_previews_and_is_cancelled(make: Callable[..., Engine], toy: Pipeline) -> None:
-    engine, shots = make(open_pipeline=lambda model, vae=None: toy), []
+    engine, shots = make(worker=Worker(lambda model, vae=None: toy)), []
     tickets: list[str] = []
     given = threading.Event()
 

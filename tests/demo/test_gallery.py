@@ -212,6 +212,16 @@ def test_an_index_that_goes_bad_while_open_is_made_again(gallery: Gallery) -> No
     assert prompts(gallery) == ["窓辺の猫", "夕焼けの船"]
 
 
+def test_an_index_that_another_process_has_put_aside_is_not_used_any_more(gallery: Gallery) -> None:
+    gallery.add(made("夕焼けの船"))
+    other = Gallery(gallery.folder)
+    other._index.close()
+    (gallery.folder / "gallery.sqlite").rename(gallery.folder / "gallery.damaged.sqlite")
+    assert prompts(other) == []  # made anew; what is there already is found by whoever had the old one open
+    other.add(made("窓辺の猫"))
+    assert prompts(gallery) == prompts(other) == ["窓辺の猫", "夕焼けの船"]
+
+
 def test_a_missing_or_emptied_index_is_made_again_quietly(gallery: Gallery) -> None:
     gallery.add(made("夕焼けの船"))
     gallery.close()

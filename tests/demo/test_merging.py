@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import jpgen
-from demo.engine import Desk, Engine
+from demo.engine import Engine
 from demo.merging import Part, draw, list_models, recipe_of, recipe_text, save_recipe, save_weights
+from demo.worker import Desk, Worker
 from jpgen import Generation, Pipeline
 from jpgen.merge import Lora, Merge, Model, load_recipe
 from jpgen.weights import load_weights
@@ -40,7 +41,7 @@ def folder(tmp_path: Path, toy: Pipeline) -> Path:
 
 @pytest.fixture
 def engine(toy: Pipeline) -> Iterator[Engine]:
-    made = Engine(open_pipeline=lambda model, vae=None: toy)
+    made = Engine(worker=Worker(lambda model, vae=None: toy))
     yield made
     made.close()
 
@@ -178,7 +179,7 @@ def test_models_of_another_shape_are_refused(folder: Path, engine: Engine) -> No
 def test_the_built_in_model_is_mixed_with_another_of_its_kind(tmp_path: Path) -> None:
     folder = tmp_path / "merges"
     folder.mkdir()
-    engine = Engine()
+    engine = Engine(worker=Worker())
 
     def work(desk: Desk) -> Generation:
         weights = denoiser(desk.pipeline("mame")).state_dict()

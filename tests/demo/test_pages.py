@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ import jpgen
 from demo import choosing
 from demo.brake import FREE
 from demo.frame import TABS
-from demo.results import Made, of_item
+from demo.made import Made, of_item
 from demo.settings import hash_password
+from demo.worker import Outcome, Worker
 from jpgen import Generation, ModelInfo, Prompt, SamplingConfig, Step, normalize, read_settings
 
 WAIT = 60
@@ -42,12 +44,19 @@ class Instant:
         return Generation(image, prompt, used, seed, self.info, "fake", "native", 0.0)
 
 
+class Sent(Worker):
+    """A worker that gets its jobs by pickle, as the one in another process does."""
+
+    def run(self, work: Any, progress: Any) -> Outcome:
+        return super().run(pickle.loads(pickle.dumps(work)), progress)
+
+
 @pytest.fixture(autouse=True)
 def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings = tmp_path / "demo.toml"
     settings.write_text('gallery = "gallery"\n', "utf-8")
     monkeypatch.setenv("JPGEN_DEMO_CONFIG", str(settings))
-    monkeypatch.setattr(demo.studio, "open_pipeline", Instant)
+    monkeypatch.setattr(demo.studio, "new_worker", lambda: Sent(Instant))
     demo.studio.studio.clear()
     yield
     demo.studio.studio().engine.close()
@@ -398,7 +407,7 @@ class Held(Instant):
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
     Held.stepped.clear(), Held.let.clear()
-    monkeypatch.setattr(demo.studio, "open_pipeline", Held)
+    monkeypatch.setattr(demo.studio, "new_worker", lambda: Sent(Held))
     yield Held
     Held.let.set()
 
