@@ -58,16 +58,23 @@ PAGES = (("くらべる", "くらべる"), ("ギャラリー", "ごみ箱へ"), 
 """Pages that are opened while pictures are drawn, with a button of each."""
 
 
+def processes(server: Server) -> list[Path]:
+    """What the system tells of the server, and of the process that draws for it."""
+    pid = server.process.pid
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    return [Path(f"/proc/{one}") for one in (pid, *(child for file in children for child in file.read_text("utf-8").split()))]
+
+
 def memory(server: Server) -> float:
-    """The resident memory of the server, MiB."""
-    lines = Path(f"/proc/{server.process.pid}/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+    """The resident memory of the server and the process that draws for it, MiB."""
+    lines = [line for place in processes(server) for line in (place / "status").read_text("utf-8").splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def cpu(server: Server) -> float:
-    """The CPU seconds that the server has used: on a busy machine they say more than the clock."""
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """The CPU seconds that both have used: on a busy machine they say more than the clock."""
+    fields = [(place / "stat").read_text("utf-8").rpartition(")")[2].split() for place in processes(server)]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def opened(browser: Browser, server: Server) -> Page:
