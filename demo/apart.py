@@ -14,7 +14,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, cast
 
@@ -23,8 +25,8 @@ from demo.worker import GENERAL_ERROR, Desk, Outcome, Progress, Worker
 
 log = logging.getLogger("jpgen.demo")
 
-NICER = 5
-"""By how much the process steps back where cores are scarce: one that the pages or the browser want is theirs three times out of four."""
+NICER = 10
+"""By how much the process steps back once it has a model and may draw: a core that the pages or the browser want is theirs nine times out of ten."""
 
 DIED = (
     "描いている途中で処理が止まりました。メモリが足りないのかもしれません。絵を小さくするか、枚数を減らして、もう一度お試しください / "
@@ -75,7 +77,7 @@ def _started() -> subprocess.Popen[bytes]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = {"OMP_NUM_THREADS": str(max(1, cores - 1))}  # a core is left to the pages and the browser: torch's threads wait by spinning
     command = [sys.executable, "-c", START, *sys.path]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=threads | os.environ)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=threads | os.environ, start_new_session=True)
 
 
 def _carried_out(process: subprocess.Popen[bytes], job: bytes, progress: Progress) -> Outcome:
@@ -113,8 +115,6 @@ class _Told:
 def serve() -> None:
     """Carry out what comes in by the standard input until that closes. What libraries print goes where errors go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C means the server
-    if hasattr(os, "nice"):
-        os.nice(NICER)
     given, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -152,3 +152,14 @@ def _open(model: str, *, vae: str | None = None) -> jpgen.Pipeline:
     finally:
         gc.freeze()
         gc.enable()
+        step_back()
+
+
+def step_back() -> None:
+    """Let others go before this process: its session, as Linux shares cores among sessions, and all threads in it. On other systems nothing."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # a kernel without groups of sessions
+            Path("/proc/self/autogroup").write_text(str(NICER))
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # it has ended meanwhile
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), NICER)

@@ -16,15 +16,13 @@ sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place not in (
 async def lifespan(_: st.App) -> AsyncIterator[dict[str, Any]]:
     """Begin to open the model with the server, not with the first visitor, and get the pages ready beside it; what goes wrong is told on the page."""
     import jpgen  # not above, nor what follows: Streamlit's caches want the server to be there
-    from demo.gallery import GalleryError
-    from demo.settings import SettingsError
     from demo.studio import studio
 
-    with suppress(SettingsError, GalleryError):
+    with suppress(jpgen.JpgenError):
         studio()
+        jpgen.normalize("豆")  # reads the lexicon
     import demo.frame  # noqa: F401
 
-    jpgen.normalize("豆")  # reads the lexicon
     yield {}
 
 
