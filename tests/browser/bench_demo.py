@@ -8,8 +8,10 @@ import shutil
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from statistics import median
+from threading import Event, Thread
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -131,12 +133,24 @@ def told(waits: list[float]) -> str:
     return f"{median(waits):.0f} ms (median of {len(waits)}), {max(waits):.0f} ms at most, {sum(one > MOST for one in waits)} above {MOST} ms"
 
 
+def ping(server: Server, waits: list[float], over: Event) -> None:
+    """Ask the server for a sign of life, again and again, from outside of the browser, whose own work a page waits for too."""
+    while not over.wait(0.05):
+        began = time.monotonic()
+        urllib.request.urlopen(f"{server.url}/_stcore/health").close()
+        waits.append(1000 * (time.monotonic() - began))
+
+
 def use(sessions: list[Page], server: Server, minutes: float) -> None:
     """All sessions draw, again and again, the first one asks for this and that meanwhile; says how long it waited, and how the memory grew."""
     rounds, start = 0, 0.0
     asked: list[float] = []
     went: list[float] = []
     late: list[float] = []
+    answered: list[float] = []
+    over = Event()
+    pinging = Thread(target=ping, args=(server, answered, over), daemon=True)
+    pinging.start()
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
         for page, text in zip(sessions, PROMPTS, strict=True):
@@ -151,11 +165,14 @@ def use(sessions: list[Page], server: Server, minutes: float) -> None:
             start = memory(server)
         if rounds % 10 == 1:
             say(f"round {rounds}: {memory(server):.0f} MiB")
+    over.set()
+    pinging.join()
     gaps = sessions[0].evaluate("window.jpGaps")
     for what, waits in (("a click that changes a part of the page", asked), ("a click that opens another page", went)):
         say(f"while drawing: {what} {told(waits)}")
     say(f"{len(late)} clicks ended when all was drawn, and are not counted")
-    say(f"all the time: the server answers a ping in {told(gaps['ping'])}")
+    say(f"all the time: the server answers a ping from outside of the browser in {told(answered)}")
+    say(f"all the time: the server answers a ping from within the page in {told(gaps['ping'])}")
     say(f"all the time: tasks of the page that took 50 ms or more {told(gaps['task'])}")
     if start:
         grown = memory(server) / start - 1
