@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
@@ -58,6 +59,11 @@ OPEN = """async ([tab, button]) => {
 
 PAGES = (("くらべる", "くらべる"), ("ギャラリー", "ごみ箱へ"), ("つくる", "生成"))
 """Pages that are opened while pictures are drawn, with a button of each."""
+
+PART, WHOLE = "a click that changes a part of the page", "a click that opens another page"
+CLICKS = [(PART, ASK_EXAMPLES, [])] * 3 + [(WHOLE, OPEN, [*there]) for there in PAGES]
+IDLE = 8
+"""How often all of these are clicked with nothing to draw, to compare: what is slow then too, drawing does not slow."""
 
 
 def processes(server: Server) -> list[Path]:
@@ -141,12 +147,18 @@ def ping(server: Server, waits: list[float], over: Event) -> None:
         waits.append(1000 * (time.monotonic() - began))
 
 
+def clicked(page: Page) -> Iterator[tuple[str, float]]:
+    """Click all of `CLICKS`; what each was, and in ms how long until the page had changed."""
+    for what, script, given in CLICKS:
+        yield what, float(page.evaluate(script, given))
+
+
 def use(sessions: list[Page], server: Server, minutes: float) -> None:
     """All sessions draw, again and again, the first one asks for this and that meanwhile; says how long it waited, and how the memory grew."""
     rounds, start = 0, 0.0
-    asked: list[float] = []
-    went: list[float] = []
-    late: list[float] = []
+    busy: dict[str, list[float]] = {PART: [], WHOLE: []}
+    idle: dict[str, list[float]] = {PART: [], WHOLE: []}
+    late = 0
     answered: list[float] = []
     over = Event()
     pinging = Thread(target=ping, args=(server, answered, over), daemon=True)
@@ -155,9 +167,11 @@ def use(sessions: list[Page], server: Server, minutes: float) -> None:
     while time.monotonic() < until:
         for page, text in zip(sessions, PROMPTS, strict=True):
             begin(page, text)
-        for waits, script, given in [(asked, ASK_EXAMPLES, [])] * 3 + [(went, OPEN, [*there]) for there in PAGES]:
-            wait = float(sessions[0].evaluate(script, given))
-            (waits if drawing(sessions) else late).append(wait)
+        for what, wait in clicked(sessions[0]):
+            if drawing(sessions):
+                busy[what].append(wait)
+            else:
+                late += 1
         for page in sessions:
             finish(page)
         rounds += 1
@@ -168,9 +182,13 @@ def use(sessions: list[Page], server: Server, minutes: float) -> None:
     over.set()
     pinging.join()
     gaps = sessions[0].evaluate("window.jpGaps")
-    for what, waits in (("a click that changes a part of the page", asked), ("a click that opens another page", went)):
-        say(f"while drawing: {what} {told(waits)}")
-    say(f"{len(late)} clicks ended when all was drawn, and are not counted")
+    for _ in range(IDLE):
+        for what, wait in clicked(sessions[0]):
+            idle[what].append(wait)
+    for what, waits in busy.items():
+        ratio = f"; medians {median(waits) / median(idle[what]):.2f} to 1" if waits else ""
+        say(f"{what}: while drawing {told(waits)}; with nothing to draw {told(idle[what])}{ratio}")
+    say(f"{late} clicks ended when all was drawn, and are not counted")
     say(f"all the time: the server answers a ping from outside of the browser in {told(answered)}")
     say(f"all the time: the server answers a ping from within the page in {told(gaps['ping'])}")
     say(f"all the time: tasks of the page that took 50 ms or more {told(gaps['task'])}")
