@@ -24,12 +24,13 @@ def train_group() -> None:
 @click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")
 @click.option("--decay", type=int, default=0, show_default=True, help="最後に学習率を下げるステップ数 / steps of the final decay")
 @click.option("--shards", type=int, default=6, show_default=True, help="シャード数（一つ五千場面） / shards of 5,000 scenes")
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="backbone の学習率 / learning rate of the backbone")
 @explained
-def train_mame_command(stage: str, data: Path, out: Path, steps: int, decay: int, shards: int) -> None:
+def train_mame_command(stage: str, data: Path, out: Path, steps: int, decay: int, shards: int, learning_rate: float) -> None:
     """内蔵モデル mame を学習します。途中で止めても続きから / train mame, resumable."""
     from jpgen.train import mame
 
-    mame.run_stage(stage, data, out, steps=steps, decay=decay, shards=shards)
+    mame.run_stage(stage, data, out, steps=steps, decay=decay, shards=shards, learning_rate=learning_rate)
 
 
 @train_group.command("sdxl")

@@ -158,11 +158,11 @@ def losses(model: Callable[..., tuple[Tensor, Tensor]], batch: Batch, generator:
     return told
 
 
-def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool = True) -> None:
+def train_backbone(folder: Path, *, steps: int, decay: int = 0, learning_rate: float = LEARNING_RATE, compiled: bool = True) -> None:
     """Train on `folder/latents` until `steps` in all and write `folder/transformer` and `folder/scheduler`.
 
     Resumes `folder/backbone.pt`; without it, starts from the weights in `folder/transformer` if there are any (a copy of `jpgen/mame`, say). The
-    last `decay` steps anneal; their result is written but the checkpoint stays before them.
+    last `decay` steps anneal; their result is written but the checkpoint stays before them. `learning_rate` is Muon's before that.
     """
     torch.manual_seed(0)
     pool = LatentPool(folder / "latents")
@@ -192,7 +192,7 @@ def train_backbone(folder: Path, *, steps: int, decay: int = 0, compiled: bool =
         told = losses(network, batch, generator)
         (told["loss"] + READING_WEIGHT * sum(told[name] for name in READ)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / max(decay, 1)))
+        optimizer.step(learning_rate * min(1.0, (step + 1) / WARM_UP, (steps - step) / max(decay, 1)))
         keep = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
         recent.append([value.item() for value in told.values()])

@@ -12,7 +12,7 @@ from jpgen.backbones.autoencoder import AutoencoderShuffle
 from jpgen.compute import best_dtype
 from jpgen.errors import TrainingDataError, UnknownNameError
 from jpgen.train.autoencoder import train_autoencoder
-from jpgen.train.backbone import sample_sheet, train_backbone
+from jpgen.train.backbone import LEARNING_RATE, sample_sheet, train_backbone
 from jpgen.train.captions import caption
 from jpgen.train.latents import LANGUAGES, SHARD, cache_shard
 from jpgen.train.scenes import Stage, plan
@@ -24,15 +24,18 @@ CAPTION_SEED = 50_000_000
 """First seed of the scenes whose captions standardise the text encoder."""
 
 
-def run_stage(stage: str, data: Path, out: Path, *, steps: int, decay: int = 0, shards: int = 6) -> None:
-    """Run one stage; each resumes what it finds in `data` and `out`. Raises UnknownNameError, TrainingDataError, MissingExtraError."""
+def run_stage(stage: str, data: Path, out: Path, *, steps: int, decay: int = 0, shards: int = 6, learning_rate: float = LEARNING_RATE) -> None:
+    """Run one stage; each resumes what it finds in `data` and `out`. `learning_rate` is the backbone's.
+
+    Raises UnknownNameError, TrainingDataError, MissingExtraError.
+    """
     stages: dict[str, Callable[[], object]] = {
         "art": lambda: prepare_art(data),
         "text_encoder": lambda: convert_text_encoder(out, sample_captions(data)),
         "autoencoder": lambda: train_autoencoder(data, out, steps=steps),
         "decoder": lambda: train_autoencoder(data, out, steps=steps, decoder_only=True),
         "latents": lambda: cache_latents(data, out, shards),
-        "backbone": lambda: train_backbone(out, steps=steps, decay=decay),
+        "backbone": lambda: train_backbone(out, steps=steps, decay=decay, learning_rate=learning_rate),
         "sheet": lambda: draw_sheet(out),
     }
     if stage not in stages:

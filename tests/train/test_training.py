@@ -65,6 +65,17 @@ def test_without_a_checkpoint_training_starts_from_the_weights_there(small: None
         torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_at_a_learning_rate_of_nothing_the_weights_stay(small: None, tmp_path: Path) -> None:
+    shard(tmp_path / "latents" / "shard-000.safetensors")
+    backbone.train_backbone(tmp_path, steps=2, compiled=False)
+    before = load_state(tmp_path / "backbone.pt")["model"]
+    backbone.train_backbone(tmp_path, steps=4, learning_rate=0.0, compiled=False)
+    after = load_state(tmp_path / "backbone.pt")["model"]
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    backbone.train_backbone(tmp_path, steps=6, learning_rate=1e-3, compiled=False)
+    assert not all(torch.equal(load_state(tmp_path / "backbone.pt")["model"][name], value) for name, value in before.items())
+
+
 def test_the_decay_leaves_the_checkpoint_before_it(small: None, tmp_path: Path) -> None:
     shard(tmp_path / "latents" / "shard-000.safetensors")
     backbone.train_backbone(tmp_path, steps=6, decay=2, compiled=False)
