@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 
 import jpgen
 from demo.worker import GENERAL_ERROR, Desk, Outcome, Progress, Worker
+from jpgen.dozing import doze
 
 log = logging.getLogger("jpgen.demo")
 
@@ -114,6 +115,7 @@ class _Told:
 
 def serve() -> None:
     """Carry out what comes in by the standard input until that closes. What libraries print goes where errors go."""
+    doze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C means the server
     given, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -15,7 +15,7 @@ from jpgen.cli.command import for_good
 
 NEVER = (
     "cv2", "IPython", "jax", "matplotlib", "onnxruntime", "openvino", "pandas", "playwright", "ray", "scipy", "sklearn", "streamlit", "tensorflow",
-    "torchaudio", "torchvision",
+    "torchaudio", "torchvision", "sympy", "torch._dynamo.eval_frame", "torch.distributed.tensor",
     "jpgen.backbones.unet", "jpgen.backbones.flux", "jpgen.backbones.diffusers", "jpgen.evaluate", "jpgen.train", "jpgen.evolve",
     "diffusers.pipelines.auto_pipeline", "diffusers.pipelines.stable_diffusion", "diffusers.pipelines.stable_diffusion_xl",
     "diffusers.models.controlnets", "transformers.pipelines", "transformers.trainer", "transformers.models.clip.modeling_clip",

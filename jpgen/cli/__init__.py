@@ -23,6 +23,7 @@ from jpgen.cli.prompts import prompts_group
 from jpgen.cli.training import train_group
 from jpgen.cli.translating import translate_command
 from jpgen.cli.weights import convert_command, lora_group
+from jpgen.dozing import doze
 from jpgen.errors import PromptError
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def generate_command(
     prompts = _prompts(prompt)
 
     with for_good():
+        if not optimize:
+            doze()
         from jpgen.adapters import parse_loras
         from jpgen.api import opened
         from jpgen.metadata import file_name, require_writable

@@ -76,12 +76,13 @@ def train_adapter_command(
 @click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="スプライトの置き場 / sprites")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/judge"), show_default=True, help="判定器の置き場 / the judge's folder")
 @click.option("--steps", type=int, default=2500, show_default=True, help="通算のステップ数 / steps in all")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="学習率の最大 / the highest learning rate")
 @explained
-def train_judge_command(data: Path, out: Path, steps: int) -> None:
+def train_judge_command(data: Path, out: Path, steps: int, learning_rate: float) -> None:
     """絵を読む判定器を学習します / train the judge that reads pictures."""
     from jpgen.train.judge import train_judge
 
-    train_judge(data, out, steps=steps)
+    train_judge(data, out, steps=steps, learning_rate=learning_rate)
 
 
 @train_group.command("translator")

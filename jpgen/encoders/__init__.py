@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,18 @@ def checked_variant(folder: Path) -> str | None:
     return next((variant for variant in ("fp16", "bf16") if f".{variant}" in files[0].name), None)
 
 
-def fill(model: Any, state: Mapping[str, Tensor], place: Path) -> None:
-    """Give a module that was built on the meta device its tensors, of which more may be there than it wants; raises WeightsError.
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Within, modules are built with weights on the meta device, to be filled in (see `fill`), and nothing is drawn at random for them."""
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
-    Buffers that are no weights (position ids) stay on the meta device: the caller makes them.
-    """
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        yield
+
+
+def fill(model: Any, state: Mapping[str, Tensor], place: Path) -> None:
+    """Give a module that was built `weightless` its tensors, of which more may be there than it wants; raises WeightsError."""
     names = model.state_dict().keys()
     if missing := sorted(name for name in names if name not in state):
         raise WeightsError(

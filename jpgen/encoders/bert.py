@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel
 
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
+from jpgen.encoders import weightless
 from jpgen.errors import WeightsError
 from jpgen.types import Conditioning, ConditioningSpec
 from jpgen.weights import load_weights
@@ -62,15 +63,13 @@ def load(folder: Path) -> BertEncoder:
             f"{vocabulary} has {tokenizer.get_vocab_size()} pieces, the encoder {config.vocab_size}: they are not of one model"
         )
     dtype = best_dtype()
-    with torch.device("meta"):
+    with weightless():
         model = BertModel(config, add_pooling_layer=False)
     state = load_weights(folder / "text_encoder" / "model.safetensors", dtype)
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise WeightsError(f"{folder}: エンコーダの重みが合いません / the encoder's weights do not match its config: {error}") from error
-    model.embeddings.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None], persistent=False)
-    model.embeddings.register_buffer("token_type_ids", torch.zeros(1, config.max_position_embeddings, dtype=torch.long), persistent=False)
     return BertEncoder("multilingual-e5-small-ja-en", model, tokenizer)
 
 

@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
+from jpgen.encoders import weightless
 from jpgen.encoders.embeddings import Embedding, Vocabulary
 from jpgen.encoders.single_file import read_clip
 from jpgen.encoders.tokenizers import ClipShapedTokenizer, bpe_tokenizer, read_tokenizer, require_pieces
@@ -137,7 +138,7 @@ def load(folder: Path, *, suffix: str = "", clip_skip: int = 0, final_norm: bool
 
 def _filled(config: CLIPTextConfig, state: dict[str, Tensor], place: Path, projected: bool) -> CLIPTextModel | CLIPTextModelWithProjection:
     """A model of this config holding these tensors, whose names lack `text_model.`; those that it has no use for are left out."""
-    with torch.device("meta"):
+    with weightless():
         model = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
     names = {name: name.removeprefix("text_model.") for name in model.state_dict()}
     if missing := sorted(own for own in names.values() if own not in state):
@@ -150,7 +151,6 @@ def _filled(config: CLIPTextConfig, state: dict[str, Tensor], place: Path, proje
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise WeightsError(f"{place}: エンコーダの重みが合いません / the encoder's weights do not match its config: {why}") from error
-    _text_model(model).embeddings.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None], persistent=False)
     return model
 
 

@@ -19,7 +19,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
-from jpgen.encoders import fill, read_as, tower_of
+from jpgen.encoders import fill, read_as, tower_of, weightless
 from jpgen.encoders.tokenizers import MODELS, SentencePieceTokenizer, read_sentencepiece, require_pieces
 from jpgen.errors import WeightsError
 from jpgen.safety import read_json
@@ -79,12 +79,9 @@ def load(folder: Path, *, text_encoder: str = "", pooled: bool = False) -> Rober
             f"{place} に幅 {config.hidden_size} の {PROJECTION} がありません / {place} has no {PROJECTION} of width {config.hidden_size}: no CLIP of "
             "rinna's kind; name another folder in parts.text_encoder"
         )
-    with torch.device("meta"):
+    with weightless():
         model = RobertaModel(config, add_pooling_layer=False)
     fill(model, {name.removeprefix(TOWER): tensor for name, tensor in state.items() if name.startswith(TOWER)}, place)
-    places = torch.arange(config.max_position_embeddings)[None]
-    model.embeddings.register_buffer("position_ids", places, persistent=False)
-    model.embeddings.register_buffer("token_type_ids", torch.zeros_like(places), persistent=False)
     return RobertaClipEncoder("roberta_clip", model, state[PROJECTION], tokenizer, pooled=pooled)
 
 

@@ -16,7 +16,7 @@ from transformers import SiglipTextConfig, SiglipTextModel
 
 from jpgen.compute import best_dtype
 from jpgen.emphasis import TokenWindow, encode_weighted
-from jpgen.encoders import fill, read_as, tower_of
+from jpgen.encoders import fill, read_as, tower_of, weightless
 from jpgen.encoders.llm import load_tokenizer, specials
 from jpgen.encoders.tokenizers import MODELS, ClipShapedTokenizer, read_sentencepiece, require_pieces
 from jpgen.errors import WeightsError
@@ -93,10 +93,9 @@ def load(folder: Path, *, text_encoder: str = "", pooled: bool = False) -> Sigli
     state = load_sharded(place, "model", best_dtype())
     whole = any(name.startswith(TOWER) for name in state)
     tower = {name.removeprefix(TOWER): tensor for name, tensor in state.items() if name.startswith(TOWER) or not whole}
-    with torch.device("meta"):
+    with weightless():
         model = SiglipTextModel(config)
     fill(model, tower, place)
-    model.embeddings.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None], persistent=False)
     return SiglipEncoder("siglip", model, tokenizer, pooled=pooled)
 
 
