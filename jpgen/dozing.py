@@ -98,16 +98,31 @@ class Submodules(MetaPathFinder):
         if not name.startswith(f"{COMPILER}."):
             return None
         if name == MASKS:
-            masks = ModuleType(MASKS)
-            masks.TransformGetItemToIndex = self._index  # type: ignore[attr-defined]
-            return ModuleSpec(name, _Given(masks))
+            return ModuleSpec(name, _Given(Masks(self.compiler)))
         self.compiler.wake()
         importlib.import_module(name)
         return ModuleSpec(name, _Given(sys.modules.pop(name)))  # popped, as Python goes by the module's own spec, and loads it again, if it is there
 
-    def _index(self) -> Any:
+
+class Masks(ModuleType):
+    """What stands in for `MASKS`: its context wakes the compiler when it is entered, all else at once."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        super().__init__(MASKS)
+        self.compiler = compiler
+
+    def TransformGetItemToIndex(self) -> Any:
+        """As of `MASKS`."""
+        return self._real().TransformGetItemToIndex()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._real(), name)
+
+    def _real(self) -> ModuleType:
         self.compiler.wake()
-        return importlib.import_module(MASKS).TransformGetItemToIndex()
+        return importlib.import_module(MASKS)
 
 
 class _Given(Loader):

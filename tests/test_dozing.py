@@ -71,6 +71,18 @@ print(json.dumps([real is asleep, it is sys.modules[it.__name__], it is found]))
     assert told(wanted, asked) == [False, True, True]
 
 
+def test_masks_sleep_until_one_is_made():
+    asked = """
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+told = [sys.modules["torch._dynamo"] is asleep]
+with TransformGetItemToIndex():
+    told.append(torch.arange(3)[torch.tensor(2)].item())
+from torch._dynamo._trace_wrapped_higher_order_op import trace_wrapped
+print(json.dumps([*told, sys.modules["torch._dynamo"] is asleep, trace_wrapped.__module__]))
+"""
+    assert told(asked) == [True, 2, False, "torch._dynamo._trace_wrapped_higher_order_op"]
+
+
 def test_one_that_is_awake_stays_so():
     asked = """
 awake = asleep.wake()
