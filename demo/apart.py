@@ -22,7 +22,6 @@ from typing import IO, Any, cast
 
 import jpgen
 from demo.worker import GENERAL_ERROR, Desk, Outcome, Progress, Worker
-from jpgen.dozing import doze
 
 log = logging.getLogger("jpgen.demo")
 
@@ -115,7 +114,7 @@ class _Told:
 
 def serve() -> None:
     """Carry out what comes in by the standard input until that closes. What libraries print goes where errors go."""
-    doze()
+    jpgen.doze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C means the server
     given, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jpgen.api import generate, generate_many, load_generation
     from jpgen.cards import ModelCard, accept_terms, model_cards
     from jpgen.catalog import load_catalog
+    from jpgen.dozing import doze
     from jpgen.errors import (
         Cancelled,
         IncompatibleError,
@@ -62,6 +63,7 @@ _HOMES = {
     "jpgen.api": ("generate", "generate_many", "load_generation"),
     "jpgen.cards": ("ModelCard", "accept_terms", "model_cards"),
     "jpgen.catalog": ("load_catalog",),
+    "jpgen.dozing": ("doze",),
     "jpgen.errors": (
         "Cancelled", "IncompatibleError", "JpgenError", "LicenseError", "MetadataError", "MissingExtraError", "OutputError",
         "PromptError", "RecipeError", "SettingError", "StudyError", "TrainingDataError", "UnknownNameError", "WeightsError",
@@ -124,6 +126,7 @@ __all__ = [
     "apply_style",
     "clip_score",
     "compare",
+    "doze",
     "file_name",
     "generate",
     "generate_many",
