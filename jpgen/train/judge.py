@@ -37,7 +37,6 @@ FIRST_SEED = 710_000_000
 CEILING_SEED = 900_000_000
 BATCH = 48
 UNSAID = -100  # cross_entropy passes over it
-LOSS_WEIGHTS = {"first": 1.0, "second": 1.0, "color": 1.0, "count": 1.0, "layout": 1.0, "background": 1.0, "style": 1.0}
 
 
 def judge_config() -> JudgeConfig:
@@ -134,11 +133,11 @@ class JudgedScenes(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def judge_loss(answers: Mapping[str, Tensor], classes: Tensor) -> Tensor:
-    """Weighted sum of the heads' cross entropies; `classes` int64 [batch, heads]."""
+    """Sum of the heads' cross entropies; `classes` int64 [batch, heads]."""
     losses = []
-    for (name, answer), wanted in zip(answers.items(), classes.T, strict=True):
+    for answer, wanted in zip(answers.values(), classes.T, strict=True):
         said = (wanted != UNSAID).sum().clamp_min(1)
-        losses.append(LOSS_WEIGHTS[name] * F.cross_entropy(answer, wanted, ignore_index=UNSAID, reduction="sum") / said)
+        losses.append(F.cross_entropy(answer, wanted, ignore_index=UNSAID, reduction="sum") / said)
     return torch.stack(losses).sum()
 
 

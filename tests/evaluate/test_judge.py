@@ -16,7 +16,7 @@ from jpgen.evaluate import bench_mame
 from jpgen.evaluate.judge import CEILING, CULTURE, LAYOUTS, Facts, Judge, JudgeConfig, JudgeNetwork, Reading, logits, score, shrink
 from jpgen.train import judge as training
 from jpgen.train.backgrounds import BACKGROUNDS
-from jpgen.train.scenes import COLORS, Stage, concepts, plan
+from jpgen.train.scenes import COLORS, Stage, concepts, plan, read_staging
 from jpgen.train.sprites import Drawing
 from jpgen.train.styles import STYLES
 
@@ -154,6 +154,13 @@ def test_scenes_keep_to_their_art():
     assert {thing.drawing.art for scene in unseen for thing in scene.things} == {"emojione"}
 
 
+def test_every_other_scene_stands_on_the_places_of_mame():
+    three = {tuple(tuple(box) for box in boxes) for way in read_staging("mame").places["count"] for boxes in way if len(boxes) == 3}
+    seen = [scene for scene in training.scenes(fake_drawings(), training.JUDGE_ART, iter(range(400))) if scene.count == 3 and len(scene.things) == 1]
+    assert {scene.seed % 2 for scene in seen} == {0, 1}
+    assert all((scene.things[0].boxes in three) == (scene.seed % 2 == 1) for scene in seen)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_softening_keeps_the_size_and_is_repeatable(seed):
     picture = shrink(pictures(1)[0])
@@ -173,6 +180,9 @@ def test_training_writes_a_judge_and_resumes(tmp_path, monkeypatch):
     judge = training.train_judge(tmp_path, tmp_path / "judge", steps=3, workers=0, ceiling=8)
     assert judge.config.things == tuple(concept.emoji for concept in concepts())
     assert sorted(file.name for file in (tmp_path / "judge").iterdir()) == [CEILING, "config.json", "judge.safetensors"]
+    (tmp_path / "judge.pt").unlink()
+    again = training.train_judge(tmp_path, tmp_path / "judge", steps=0, workers=0, ceiling=8)
+    assert all(torch.equal(one, other) for one, other in zip(again.network.parameters(), judge.network.parameters(), strict=True))
     steps = [json.loads(line)["step"] for line in (tmp_path / "judge.jsonl").read_text("utf-8").splitlines()]
     assert steps == [1, 3]
     ceiling = json.loads((tmp_path / "judge" / CEILING).read_text("utf-8"))
