@@ -50,11 +50,8 @@ def reconstruction_loss(got: Tensor, wanted: Tensor) -> Tensor:
     return error.abs().mean() + error.square().mean() + edges
 
 
-def train_autoencoder(data: Path, out: Path, *, steps: int, decoder_only: bool = False, learning_rate: float = 6e-4) -> AutoencoderShuffle:
-    """Train for `steps` batches in all (resuming `out/autoencoder.pt`), then write `out/vae/`, its latents standardised.
-
-    `decoder_only` keeps the latents as they are, so that a trained backbone stays valid.
-    """
+def train_autoencoder(data: Path, out: Path, *, steps: int, learning_rate: float = 6e-4) -> AutoencoderShuffle:
+    """Train for `steps` batches in all (resuming `out/autoencoder.pt`), then write `out/vae/`, its latents standardised."""
     out.mkdir(parents=True, exist_ok=True)
     model = AutoencoderShuffle().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -63,8 +60,6 @@ def train_autoencoder(data: Path, out: Path, *, steps: int, decoder_only: bool =
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done = state["step"]
-    if decoder_only:
-        model.encoder.requires_grad_(False)
     curve = Curve(out / "autoencoder.jsonl")
     loader = iter(DataLoader(ScenePictures(data, 10_000_000 + done * BATCH), batch_size=None, num_workers=1, prefetch_factor=4))
     errors: list[float] = []
@@ -88,13 +83,17 @@ def train_autoencoder(data: Path, out: Path, *, steps: int, decoder_only: bool =
         if (step + 1) % 250 == 0 or step + 1 == steps:
             save_state(out / "autoencoder.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
             sheet(pictures, got).save(out / "autoencoder.png")
-    if not decoder_only:
-        standardize_latents(model, loader)
+    standardize_latents(model, loader)
+    save_autoencoder(model, out)
+    return model
+
+
+def save_autoencoder(model: AutoencoderShuffle, out: Path) -> None:
+    """Write `out/vae/`, its matrices in 8 bits."""
     folder = out / "vae"
     folder.mkdir(exist_ok=True)
     model.save_config(folder)
     save_weights(folder / WEIGHTS, model.state_dict(), bits=eight_bit_matrices)
-    return model
 
 
 @torch.no_grad()

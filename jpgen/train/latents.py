@@ -59,7 +59,7 @@ def cache_shard(data: Path, shard: Path, first_seed: int, vae: AutoencoderShuffl
     latents: list[Tensor] = []
     where: list[Tensor] = []
     captions: dict[str, list[str]] = {language: [] for language in LANGUAGES}
-    for pictures, places, words in DataLoader(scenes, BATCH, num_workers=1, collate_fn=_collate, prefetch_factor=4):
+    for pictures, places, words in DataLoader(scenes, BATCH, num_workers=1, collate_fn=collate, prefetch_factor=4):
         where.append(places)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best_dtype() is torch.bfloat16):
             scaled = pictures.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
@@ -74,7 +74,8 @@ def cache_shard(data: Path, shard: Path, first_seed: int, vae: AutoencoderShuffl
     partial.replace(shard)
 
 
-def _collate(rows: list[tuple[Tensor, Tensor, dict[str, str]]]) -> tuple[Tensor, Tensor, list[dict[str, str]]]:
+def collate(rows: list[tuple[Tensor, Tensor, dict[str, str]]]) -> tuple[Tensor, Tensor, list[dict[str, str]]]:
+    """A batch of `CaptionedScenes`."""
     pictures, places, words = zip(*rows, strict=True)
     return torch.stack(pictures), torch.stack(places), list(words)
 

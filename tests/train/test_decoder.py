@@ -1,0 +1,83 @@
+"""The decoder learns to paint from guessed latents; the latents themselves stay what they were."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from jpgen.backbones.autoencoder import AutoencoderShuffle
+from jpgen.encoders import bert
+from jpgen.errors import TrainingDataError
+from jpgen.train import backbone, decoder
+from jpgen.train.autoencoder import save_autoencoder
+from jpgen.train.checkpoint import load_state
+from jpgen.train.mame import run_stage
+from jpgen.weights import WEIGHTS, load_weights
+
+SMALL = backbone.CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "cross_attention_dim": 32, "caption_channels": 32}
+
+
+def scenes(_data: Path, _first_batch: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """The same two pictures again and again, each of one colour."""
+    colors = torch.tensor([[0.9, -0.8, -0.8], [-0.8, -0.5, 0.9]])[..., None, None]
+    while True:
+        yield colors.expand(2, 3, 64, 64), ["赤い猫", "青い犬"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    toy = bert.toy()
+    monkeypatch.setattr(decoder, "load_text_encoder", lambda _folder: (toy._model, toy._tokenizer))
+    monkeypatch.setattr(decoder, "scenes", scenes)
+    monkeypatch.setattr(backbone, "CONFIG", SMALL | {"sample_size": 4})
+    torch.manual_seed(0)
+    backbone.write_backbone(backbone.new_backbone(), tmp_path)
+    save_autoencoder(AutoencoderShuffle(block_out_channels=(4, 0, 0, 16, 16), encoder_layers=(1, 1), decoder_layers=(1, 1)), tmp_path)
+    return tmp_path
+
+
+def test_guesses_have_the_form_of_latents_and_less_of_the_noise(folder: Path) -> None:
+    guesses = decoder.Guesses(folder)
+    made = guesses(torch.ones(2, 16, 4, 4), ["猫", "赤い船"], torch.Generator().manual_seed(0))
+    assert made.shape == (2, 16, 4, 4)
+    assert not made.any()  # an untrained backbone says nothing, with guidance too
+
+
+def test_the_decoder_learns_and_the_encoder_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "LEARNING_RATE", 1e-2)
+    monkeypatch.setattr(decoder, "TRUE", 0.9)  # an untrained backbone tells nothing
+    before = load_weights(folder / "vae" / WEIGHTS)
+    told = folder / "decoder.jsonl"
+    decoder.train_decoder(folder, folder, steps=100)
+    after = load_weights(folder / "vae" / WEIGHTS)
+    for name, value in after.items():
+        if not name.startswith("decoder."):
+            torch.testing.assert_close(value, before[name], msg=name)
+    assert not torch.equal(after["decoder.0.weight"], before["decoder.0.weight"])
+    first, last = (float(line.split('"mse": ')[1].split(",")[0]) for line in told.read_text().splitlines())
+    assert last < 0.5 * first
+
+
+def test_it_goes_on_from_its_checkpoint(folder: Path) -> None:
+    decoder.train_decoder(folder, folder, steps=2)
+    decoder.train_decoder(folder, folder, steps=3)
+    state = load_state(folder / "decoder.pt")
+    assert state is not None and state["step"] == 3
+    assert {int(part["step"]) for part in state["optimizer"]["state"].values()} == {3}
+
+
+def test_without_a_backbone_it_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDataError, match="--stage autoencoder"):
+        run_stage("decoder", tmp_path, tmp_path, steps=1)
+
+
+def test_texture_is_its_strength_and_not_its_place() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (0.2 * torch.randn(1, 1, 128, 128, generator=generator).expand(1, 3, 128, 128) for _ in range(2))
+    flat, colored = torch.zeros(1, 3, 128, 128), 0.2 * torch.randn(1, 3, 128, 128, generator=generator)
+    same, missing, tinted = (decoder.texture_loss(got, one).item() for got in (other, flat, colored))
+    assert decoder.texture_loss(one, one).item() == 0
+    assert same < 0.1 * missing  # other grain as strong as the wanted
+    assert tinted > 0.5 * missing  # coloured grain where it should be grey
