@@ -82,11 +82,11 @@ def texture_loss(got: Tensor, wanted: Tensor) -> Tensor:
     as coarse and as strong as the style's, and for none where there is none. Pictures are [batch, 3, side, side], the side divisible by 64.
     """
     red, green, blue = torch.stack([got, wanted]).unbind(2)
-    left = torch.stack([(red + green + blue) / 3, red - green, blue - (red + green) / 2], dim=2).flatten(0, 1)
+    contrasts = torch.stack([(red + green + blue) / 3, red - green, blue - (red + green) / 2], dim=2).flatten(0, 1)
     total = got.new_zeros(())
     for size in (1, 2, 4):
-        seen = F.avg_pool2d(left, size) if size > 1 else left
-        fine = seen - F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        small = F.avg_pool2d(contrasts, size)
+        fine = small - F.avg_pool2d(F.pad(small, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         strength = (F.avg_pool2d(fine.square(), 16) + 1e-5).sqrt()
         first, second = strength.chunk(2)
         total = total + (first - second).abs().mean()
@@ -96,7 +96,7 @@ def texture_loss(got: Tensor, wanted: Tensor) -> Tensor:
 def train_decoder(data: Path, folder: Path, *, steps: int) -> AutoencoderShuffle:
     """Train the decoder in `folder/vae` for `steps` batches in all (resuming `folder/decoder.pt`) and write it; the latents stay as they are.
 
-    Written is the mean of the weights before and after (Wortsman et al. 2022, arXiv 2109.01903): it still paints true latents nearly as well as before.
+    Written is the mean of the weights before and after (Wortsman et al. 2022, arXiv 2109.01903), which paints true latents nearly as before.
     """
     guesses = Guesses(folder)
     model: AutoencoderShuffle = filled(AutoencoderShuffle, folder / "vae", torch.float32).to(memory_format=torch.channels_last)
