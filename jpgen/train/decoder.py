@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle
 from jpgen.backbones.loading import filled
+from jpgen.catalog import find_model
 from jpgen.compute import best_dtype
 from jpgen.train.autoencoder import reconstruction_loss, save_autoencoder, sheet
 from jpgen.train.backbone import TEXT_LENGTH
@@ -32,13 +33,12 @@ FIRST_SEED = 30_000_000
 TIMES = (0.1, 0.4)
 """How noisy are the latents that the backbone guesses from: as at the last steps of sampling."""
 
-GUIDANCE = 2.0
-"""Of the guesses, as when mame draws."""
-
 TRUE = 0.25
 """Share of the pictures that are painted from their own latents: a picture may also be given to begin from."""
 
 TEXTURE_WEIGHT = 3.0
+"""Of `texture_loss`, beside the errors of pixels."""
+
 MIXED = 0.5
 """Share of the trained weights in what is written; the rest are those before."""
 
@@ -47,7 +47,7 @@ SAVE_EVERY = 100
 
 
 class Guesses:
-    """Latents of scenes as the backbone in `folder` guesses them at the end of sampling."""
+    """Latents of scenes as the backbone in `folder` guesses them at the end of sampling, with the guidance mame draws with."""
 
     def __init__(self, folder: Path) -> None:
         """Load `folder/transformer` and `folder/text_encoder`; raises WeightsError."""
@@ -55,6 +55,7 @@ class Guesses:
         self.encoder, self.tokenizer = load_text_encoder(folder)
         self.tokenizer.enable_padding(pad_id=1, pad_token="<pad>", length=TEXT_LENGTH)
         self.tokenizer.enable_truncation(TEXT_LENGTH)
+        self.guidance = find_model("mame").default.guidance_scale
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
@@ -72,7 +73,7 @@ class Guesses:
                 added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False,
             )[0]
         told, untold = guess.float().chunk(2)
-        return untold + GUIDANCE * (told - untold)
+        return untold + self.guidance * (told - untold)
 
 
 def texture_loss(got: Tensor, wanted: Tensor) -> Tensor:
@@ -97,6 +98,7 @@ def train_decoder(data: Path, folder: Path, *, steps: int) -> AutoencoderShuffle
     """Train the decoder in `folder/vae` for `steps` batches in all (resuming `folder/decoder.pt`) and write it; the latents stay as they are.
 
     Written is the mean of the weights before and after (Wortsman et al. 2022, arXiv 2109.01903), which paints true latents nearly as before.
+    Raises TrainingDataError (no sprites, a damaged checkpoint), WeightsError.
     """
     guesses = Guesses(folder)
     model: AutoencoderShuffle = filled(AutoencoderShuffle, folder / "vae", torch.float32).to(memory_format=torch.channels_last)
