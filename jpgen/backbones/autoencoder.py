@@ -29,6 +29,43 @@ class ResidualBlock(nn.Module):
         return x + self.conv_out(F.silu(self.conv_in(self.norm(x))))
 
 
+WEAKEST = 3 / 255
+"""Of a grain, in −1…1: what is asked for below that (in pictures that may or may not have one) is none."""
+
+
+class Grain(nn.Module):
+    """Noise over the whole picture, as strong as its features ask: the paper of a watercolour, of which a guess of latents holds only the mean.
+
+    Film grain synthesis as in AV1 (Norkin and Birkbeck 2018, Film Grain Synthesis for AV1 Video Codec): told is how strong, not what. The noise is
+    the same in every picture of a size, so that a picture can be repeated, alone or in a batch.
+    """
+
+    def __init__(self, width: int, patch: int, size: float) -> None:
+        """Of features with `width` channels, one cell for `patch`×`patch` pixels; `size` of the specks as `speckles` takes it."""
+        super().__init__()
+        self.patch, self.size = patch, size
+        self.strength = nn.Sequential(nn.Linear(2 * width, 8), nn.SiLU(), nn.Linear(8, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """What to add to each pixel's lightness: features [batch, width, rows, columns] to [batch, 1, rows · patch, columns · patch]."""
+        rows, columns = (side * self.patch for side in features.shape[2:])
+        strength = F.threshold(self.strength(pooled(features)), WEAKEST, 0.0)
+        return strength[..., None, None] * speckles(rows, columns, self.size).to(features)
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Mean and spread of each channel: [batch, width, rows, columns] to [batch, 2 · width]."""
+    return torch.cat([features.mean((2, 3)), features.std((2, 3))], dim=1)
+
+
+def speckles(rows: int, columns: int, size: float) -> Tensor:
+    """Always the same noise [rows, columns] blurred by a Gaussian of `size` pixels, unit variance; opposite edges meet, as in a seamless texture."""
+    noise = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    frequency = torch.fft.fftfreq(rows)[:, None].square() + torch.fft.rfftfreq(columns).square()
+    drawn = torch.fft.irfft2(torch.fft.rfft2(noise) * torch.exp(-2 * (torch.pi * size) ** 2 * frequency), s=(rows, columns))
+    return drawn / drawn.std()
+
+
 class AutoencoderShuffle(ModelMixin, ConfigMixin):
     """A variational autoencoder that starts with PixelUnshuffle(8) and ends with PixelShuffle(8): f16, 16 latent channels.
 
@@ -38,7 +75,7 @@ class AutoencoderShuffle(ModelMixin, ConfigMixin):
     `shift_factor` 0: pipelines that know only a scaling factor (PixArt) and those that know both (SDXL and later) work alike.
 
     `block_out_channels` are the channels at 1, 1/2, 1/4, 1/8 and 1/16 of the side, as pipelines count them to find the factor 16; 0 means that
-    the pixel shuffle skips that size.
+    the pixel shuffle skips that size. `grain_size` is that of its `Grain`; 0 means that it adds none.
     """
 
     _supports_gradient_checkpointing = False
@@ -51,6 +88,7 @@ class AutoencoderShuffle(ModelMixin, ConfigMixin):
         block_out_channels: Sequence[int] = (12, 0, 0, 128, 256),
         encoder_layers: Sequence[int] = (2, 2),
         decoder_layers: Sequence[int] = (4, 3),
+        grain_size: float = 0.0,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
         sample_size: int = 256,
@@ -81,6 +119,7 @@ class AutoencoderShuffle(ModelMixin, ConfigMixin):
             nn.SiLU(),
             nn.Conv2d(head, in_channels, 3, padding=1),
         )
+        self.grain = Grain(fine, patch, grain_size) if grain_size else None
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """The distribution of latents of pictures `x` [batch, 3, height, width]."""
@@ -89,9 +128,17 @@ class AutoencoderShuffle(ModelMixin, ConfigMixin):
         posterior = DiagonalGaussianDistribution(standardised)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    def features(self, z: Tensor) -> Tensor:
+        """What the decoder makes pixels of: latents `z` [batch, 16, height/16, width/16] to [batch, fine, height/8, width/8]."""
+        features: Tensor = self.decoder[:-4](z * self.latent_std + self.latent_mean)
+        return features
+
     def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> DecoderOutput | tuple[Tensor]:
         """The pictures of latents `z` [batch, 16, height/16, width/16]."""
-        sample = self.decoder(z * self.latent_std + self.latent_mean)
+        features = self.features(z)
+        sample = self.decoder[-4:](features)
+        if self.grain is not None:
+            sample = sample + self.grain(features)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: Tensor, sample_posterior: bool = True, generator: torch.Generator | None = None) -> DecoderOutput:

@@ -1,8 +1,9 @@
-"""Measure mame: both languages of every prompt of a file, one seed a pair, read by the judge.
+"""Measure mame: both languages of every prompt of a file, `--count` pairs a prompt, one seed a pair, read by the judge.
 
-python -m jpgen.evaluate.bench_mame [--prompts FILE] [--seed N] [--limit N] [--json OUT] [--sheet OUT.png]
+python -m jpgen.evaluate.bench_mame [--prompts FILE] [--seed N] [--count N] [--limit N] [--json OUT] [--sheet OUT.png]
 
-The ceiling is how often the judge reads real renders rightly; the gates are shares of it.
+The ceiling is how often the judge reads real renders rightly; the gates are shares of it. Four pictures a prompt, as in GenEval (Ghosh et al. 2023,
+arXiv 2310.11513): of 40 questions drawn once, one answer moves a share by 2.5 points, half of what the languages may differ.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from PIL import Image, ImageDraw
 from jpgen.errors import JpgenError, OutputError, PromptError, WeightsError
 from jpgen.evaluate.cases import evenly
 from jpgen.evaluate.judge import CEILING, Facts, Judge, Reading, score
-from jpgen.evaluate.statistics import bootstrap
+from jpgen.evaluate.statistics import paired
 from jpgen.pipeline import Pipeline
 
 PROMPTS = Path("prompts") / "mame_eval.tsv"
 SEED = 1000
+COUNT = 4
 COLUMNS = ("id", "kind", "ja", "en", "first", "second", "color", "count", "layout", "background", "style")
 CLOSE = 0.05
 """How far English may be from Japanese."""
@@ -70,7 +72,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table: how many prompts say it, shares right in 0…1, the 95 % interval of Japanese − English; None where nothing is known."""
+    """One row of the table: how many pairs tell of it, shares right in 0…1, the 95 % interval (over prompts) of Japanese − English.
+
+    None where nothing is known.
+    """
 
     name: str
     label: str
@@ -128,24 +133,33 @@ def read_ceiling(part: str = "seen") -> dict[str, float]:
         raise WeightsError(f"{CEILING} は壊れています / the judge's {CEILING} is damaged: {error}; install jpgen again") from error
 
 
-def answers(pipeline: Pipeline, judge: Judge, questions: Sequence[Question], seed: int) -> Iterator[Answer]:
-    """Both pictures of each question, the n-th pair from seed `seed` + n, and their readings."""
-    for n, question in enumerate(questions):
-        ja, en = (made.image for made in pipeline.generate_many([question.ja, question.en], seed=seed + n))
-        readings = judge.read([ja, en])
-        yield Answer(question, seed + n, (ja, en), readings[0], readings[1])
+def answers(pipeline: Pipeline, judge: Judge, questions: Sequence[Question], seed: int, count: int) -> Iterator[Answer]:
+    """`count` pairs of pictures of each question, the n-th pair of all from seed `seed` + n, and their readings."""
+    for first, question in zip(range(seed, sys.maxsize, count), questions, strict=False):
+        made = [one.image for one in pipeline.generate_many([question.ja, question.en], seed=first, count=count)]
+        read = judge.read(made)
+        for n in range(count):
+            yield Answer(question, first + n, (made[n], made[count + n]), read[n], read[count + n])
 
 
 def tabulate(given: Sequence[Answer], ceiling: dict[str, float]) -> list[Figure]:
     """A figure for each of `ROWS`, scored on the prompts that state that fact."""
-    scores = [(score(answer.question.facts, answer.ja), score(answer.question.facts, answer.en)) for answer in given]
+    scores = [(answer.question.id, score(answer.question.facts, answer.ja), score(answer.question.facts, answer.en)) for answer in given]
     figures = []
     for name, label, wanted in ROWS:
-        ja = np.array([float(a[name]) for a, _ in scores if name in a])
-        en = np.array([float(b[name]) for _, b in scores if name in b])
-        pairs = np.array([float(a[name]) - float(b[name]) for a, b in scores if name in a and name in b])
-        figures.append(Figure(name, label, len(ja), _mean(ja), _mean(en), ceiling.get(name), wanted, bootstrap(pairs)))
+        ja = np.array([float(a[name]) for _, a, _ in scores if name in a])
+        en = np.array([float(b[name]) for _, _, b in scores if name in b])
+        pairs = [(prompt, float(a[name]), float(b[name])) for prompt, a, b in scores if name in a and name in b]
+        figures.append(Figure(name, label, len(ja), _mean(ja), _mean(en), ceiling.get(name), wanted, _interval(pairs)))
     return figures
+
+
+def _interval(pairs: Sequence[tuple[str, float, float]]) -> tuple[float, float] | None:
+    if not pairs:
+        return None
+    prompts, ja, en = (np.array(column) for column in zip(*pairs, strict=True))
+    difference = paired(ja, en, prompts)
+    return difference.low, difference.high
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -199,19 +213,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jpgen.evaluate.bench_mame", description="豆の実力を審判で測る / measure mame by the judge")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, metavar="FILE", help=f"TSV ({PROMPTS})")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help="最初のペアのシード / seed of the first pair (%(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=COUNT, metavar="N", help="どの組も N 回、別のシードで / every pair N times, other seeds (%(default)s)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="N 組だけ、全体から均等に / only N pairs, evenly from the whole file")
     parser.add_argument("--json", type=Path, metavar="OUT", help="図表と読み取りの記録 / figures and readings as JSON")
     parser.add_argument("--sheet", type=Path, metavar="OUT.png", help="全ペアの一覧画像 / contact sheet of the pairs")
     options = parser.parse_args(arguments)
+    if options.count < 1:
+        parser.error(f"--count {options.count}: 1 以上で / want 1 or more")
     try:
-        run(options.prompts, options.seed, options.limit, options.json, options.sheet)
+        run(options.prompts, options.seed, options.count, options.limit, options.json, options.sheet)
     except JpgenError as error:
         print(f"エラー / error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(prompts: Path, seed: int, limit: int | None, json_out: Path | None, sheet_out: Path | None) -> None:
+def run(prompts: Path, seed: int, count: int, limit: int | None, json_out: Path | None, sheet_out: Path | None) -> None:
     """The whole bench: pictures, readings, table, and what was asked for besides. Raises JpgenError."""
     questions = evenly(read_questions(prompts), limit)
     for out in (json_out, sheet_out):
@@ -219,12 +238,13 @@ def run(prompts: Path, seed: int, limit: int | None, json_out: Path | None, shee
             raise OutputError(f"フォルダー {out.parent} がありません / no folder {out.parent}: make it first")
     judge, pipeline = Judge.load(), Pipeline("mame")
     given = []
-    for answer in answers(pipeline, judge, questions, seed):
+    for answer in answers(pipeline, judge, questions, seed, count):
         given.append(answer)
-        print(f"\r{len(given)}/{len(questions)}", end="", file=sys.stderr, flush=True)
+        print(f"\r{len(given)}/{len(questions) * count}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     figures = tabulate(given, read_ceiling())
-    print(f"{pipeline.info} {pipeline.info.weights_hash}, {len(given)} 組 / pairs, seed {seed}–{seed + len(given) - 1}\n\n{table(figures)}")
+    seeds = f"seed {seed}–{seed + len(given) - 1}"
+    print(f"{pipeline.info} {pipeline.info.weights_hash}, {len(questions)} 組 / pairs × {count}, {seeds}\n\n{table(figures)}")
     styles = ", ".join(f"{name} {_percent(share)}" for name, share in sorted(read_ceiling("styles").items(), key=lambda one: -one[1]))
     if styles:
         print(f"\n本物の場面で審判が当てる画風 / styles that the judge tells in real renders: {styles}")
@@ -234,7 +254,7 @@ def run(prompts: Path, seed: int, limit: int | None, json_out: Path | None, shee
             report = {"model": asdict(pipeline.info), "seed": seed, "figures": [asdict(f) for f in figures], "readings": readings}
             json_out.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
         if sheet_out:
-            sheet(given).save(sheet_out)
+            sheet(given[::count]).save(sheet_out)
     except (OSError, ValueError) as error:
         raise OutputError(f"書き込めません / cannot write: {error}") from error
 

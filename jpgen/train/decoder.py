@@ -47,10 +47,14 @@ SAVE_EVERY = 100
 
 
 class Guesses:
-    """Latents of scenes as the backbone in `folder` guesses them at the end of sampling, with the guidance mame draws with."""
+    """Latents of scenes as the backbone in `folder` guesses them, with the guidance mame draws with."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load `folder/transformer` and `folder/text_encoder`; raises WeightsError."""
+    def __init__(self, folder: Path, times: tuple[float, float] = TIMES) -> None:
+        """Load `folder/transformer` and `folder/text_encoder`; it guesses from latents between these two of the times 0 (clean) … 1 (noise).
+
+        Raises WeightsError.
+        """
+        self.times = times
         self.backbone: PixArtTransformer2DModel = filled(PixArtTransformer2DModel, folder / "transformer", torch.float32)
         self.encoder, self.tokenizer = load_text_encoder(folder)
         self.tokenizer.enable_padding(pad_id=1, pad_token="<pad>", length=TEXT_LENGTH)
@@ -60,7 +64,7 @@ class Guesses:
     @torch.no_grad()
     def __call__(self, latents: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
         """Noise on `latents` [batch, 16, 16, 16], and what the backbone takes them for with these captions; same shape."""
-        low, high = TIMES
+        low, high = self.times
         times = low + (high - low) * torch.rand(len(latents), generator=generator)
         at = times[:, None, None, None]
         mixed = (1 - at) * latents + at * torch.randn(latents.shape, generator=generator)
@@ -120,7 +124,8 @@ def train_decoder(data: Path, folder: Path, *, steps: int) -> AutoencoderShuffle
         latents = model.encode(pictures, return_dict=False)[0].mode()
         kept = torch.rand(len(latents), 1, 1, 1, generator=generator) < TRUE
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best_dtype() is torch.bfloat16):
-            got = model.decode(torch.where(kept, latents, guesses(latents, captions, generator)), return_dict=False)[0]
+            given = torch.where(kept, latents, guesses(latents, captions, generator))
+            got = model.decoder(given * model.latent_std + model.latent_mean)  # without its grain
         loss = reconstruction_loss(got.float(), pictures) + TEXTURE_WEIGHT * texture_loss(got.float(), pictures)
         optimizer.zero_grad()
         loss.backward()

@@ -1,4 +1,4 @@
-"""The stages that make mame from public packages, in order: art, text_encoder, autoencoder, latents, backbone, decoder."""
+"""The stages that make mame from public packages, in order: art, text_encoder, autoencoder, latents, backbone, decoder, grain."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jpgen.train.autoencoder import train_autoencoder
 from jpgen.train.backbone import LEARNING_RATE, sample_sheet, train_backbone
 from jpgen.train.captions import caption
 from jpgen.train.decoder import train_decoder
+from jpgen.train.grain import train_grain
 from jpgen.train.latents import LANGUAGES, SHARD, cache_shard
 from jpgen.train.scenes import Stage, plan
 from jpgen.train.sprites import fetch_art, load_sprites, render_sprites
@@ -34,7 +35,8 @@ def run_stage(stage: str, data: Path, out: Path, *, steps: int, decay: int = 0, 
         "art": lambda: prepare_art(data),
         "text_encoder": lambda: convert_text_encoder(out, sample_captions(data)),
         "autoencoder": lambda: train_autoencoder(data, out, steps=steps),
-        "decoder": lambda: improve_decoder(data, out, steps),
+        "decoder": lambda: learn_from_guesses(train_decoder, data, out, steps),
+        "grain": lambda: learn_from_guesses(train_grain, data, out, steps),
         "latents": lambda: cache_latents(data, out, shards),
         "backbone": lambda: train_backbone(out, steps=steps, decay=decay, learning_rate=learning_rate),
         "sheet": lambda: draw_sheet(out),
@@ -69,11 +71,11 @@ def require_made(folder: Path, stage: str) -> None:
         raise TrainingDataError(f"{folder} がありません。先に --stage {stage} を / {folder} is missing: run jpgen train mame --stage {stage} first")
 
 
-def improve_decoder(data: Path, out: Path, steps: int) -> None:
-    """Train the decoder on what the backbone guesses."""
+def learn_from_guesses(train: Callable[..., object], data: Path, out: Path, steps: int) -> None:
+    """Train a part of the autoencoder on what the backbone guesses."""
     for folder, stage in (("vae", "autoencoder"), ("text_encoder", "text_encoder"), ("transformer", "backbone")):
         require_made(out / folder, stage)
-    train_decoder(data, out, steps=steps)
+    train(data, out, steps=steps)
 
 
 def cache_latents(data: Path, out: Path, shards: int) -> None:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from jpgen.errors import PromptError, WeightsError
 from jpgen.evaluate import bench_mame
 from jpgen.evaluate.judge import CEILING, CULTURE, LAYOUTS, Facts, Judge, JudgeConfig, JudgeNetwork, Reading, logits, score, shrink
+from jpgen.pipeline import Pipeline
 from jpgen.train import judge as training
 from jpgen.train.backgrounds import BACKGROUNDS
 from jpgen.train.scenes import COLORS, Stage, concepts, plan, read_staging
@@ -272,6 +274,34 @@ def test_the_table_scores_what_is_said():
     assert len({bench_mame._width(line) for line in text.splitlines()}) == 1
     assert "背景 / background" in text
     assert bench_mame.sheet(given[:9]).size == (8 * 198 + 6, 2 * 114 + 6)
+
+
+def test_every_question_is_drawn_several_times_and_counts_once_in_the_interval():
+    class Colors(Pipeline):
+        """Draws a colour that is the seed's, and for every second seed another in English."""
+
+        def __init__(self):
+            pass
+
+        def generate_many(self, prompts, *, seed, count, **_):
+            return [SimpleNamespace(image=Image.new("RGB", (8, 8), (seed + n, language * (n % 2), 0))) for language in (0, 1) for n in range(count)]
+
+    class Reads(Judge):
+        """Counts the green."""
+
+        def __init__(self):
+            pass
+
+        def read(self, images):
+            return [replace(READING, count=1 + image.getpixel((0, 0))[1]) for image in images]
+
+    questions = [bench_mame.Question(str(n), "count", "猫", "cat", Facts(count=1)) for n in range(3)]
+    given = list(bench_mame.answers(Colors(), Reads(), questions, 10, 4))
+    assert [answer.seed for answer in given] == list(range(10, 22))
+    assert [answer.question.id for answer in given] == [str(n) for n in range(3) for _ in range(4)]
+    assert all(answer.images[0].getpixel((0, 0))[0] == answer.images[1].getpixel((0, 0))[0] == answer.seed for answer in given)
+    count = next(figure for figure in bench_mame.tabulate(given, {}) if figure.name == "count")
+    assert (count.n, count.ja, count.en, count.interval) == (12, 1.0, 0.5, (0.5, 0.5))  # the same half in each question
 
 
 def test_a_wrong_prompt_file_is_one_clear_error(tmp_path, capsys):
