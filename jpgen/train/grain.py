@@ -22,6 +22,8 @@ SIZE = 2.0
 """Of the specks, in pixels: on three scales, their detail is to each other as that of a watercolour's paper."""
 
 TIMES = (0.1, 0.7)
+"""How noisy are the latents that the backbone guesses from: wider than the decoder's, as how strong a grain is shows early."""
+
 CALM = 1 / 32
 """Share of a picture's cells, the calmest, that tell its grain: no edge runs through them."""
 
