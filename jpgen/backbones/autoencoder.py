@@ -29,6 +29,9 @@ class ResidualBlock(nn.Module):
         return x + self.conv_out(F.silu(self.conv_in(self.norm(x))))
 
 
+PIXEL_LAYERS = 4
+"""So many of the decoder's layers, the last ones, make pixels of its features."""
+
 WEAKEST = 3 / 255
 """Of a grain, in −1…1: what is asked for below that (in pictures that may or may not have one) is none."""
 
@@ -130,13 +133,18 @@ class AutoencoderShuffle(ModelMixin, ConfigMixin):
 
     def features(self, z: Tensor) -> Tensor:
         """What the decoder makes pixels of: latents `z` [batch, 16, height/16, width/16] to [batch, fine, height/8, width/8]."""
-        features: Tensor = self.decoder[:-4](z * self.latent_std + self.latent_mean)
+        features: Tensor = self.decoder[:-PIXEL_LAYERS](z * self.latent_std + self.latent_mean)
         return features
+
+    def paint(self, features: Tensor) -> Tensor:
+        """The pictures of `features`, without grain."""
+        pictures: Tensor = self.decoder[-PIXEL_LAYERS:](features)
+        return pictures
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> DecoderOutput | tuple[Tensor]:
         """The pictures of latents `z` [batch, 16, height/16, width/16]."""
         features = self.features(z)
-        sample = self.decoder[-4:](features)
+        sample = self.paint(features)
         if self.grain is not None:
             sample = sample + self.grain(features)
         return DecoderOutput(sample=sample) if return_dict else (sample,)

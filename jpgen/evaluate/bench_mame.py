@@ -135,7 +135,8 @@ def read_ceiling(part: str = "seen") -> dict[str, float]:
 
 def answers(pipeline: Pipeline, judge: Judge, questions: Sequence[Question], seed: int, count: int) -> Iterator[Answer]:
     """`count` pairs of pictures of each question, the n-th pair of all from seed `seed` + n, and their readings."""
-    for first, question in zip(range(seed, sys.maxsize, count), questions, strict=False):
+    for place, question in enumerate(questions):
+        first = seed + place * count
         made = [one.image for one in pipeline.generate_many([question.ja, question.en], seed=first, count=count)]
         read = judge.read(made)
         for n in range(count):

@@ -125,7 +125,7 @@ def train_decoder(data: Path, folder: Path, *, steps: int) -> AutoencoderShuffle
         kept = torch.rand(len(latents), 1, 1, 1, generator=generator) < TRUE
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best_dtype() is torch.bfloat16):
             given = torch.where(kept, latents, guesses(latents, captions, generator))
-            got = model.decoder(given * model.latent_std + model.latent_mean)  # without its grain
+            got = model.paint(model.features(given))
         loss = reconstruction_loss(got.float(), pictures) + TEXTURE_WEIGHT * texture_loss(got.float(), pictures)
         optimizer.zero_grad()
         loss.backward()

@@ -1,4 +1,4 @@
-"""Teach mame's autoencoder how strong the grain of a picture is: the paper of watercolours, the strokes of oil paintings.
+"""Teach mame's autoencoder how strong the grain of a picture is: the paper of watercolours.
 
 Such detail is noise. Its latents cannot be known, so the backbone guesses their mean, and the decoder paints it smooth. How strong it was can be seen
 in the rest of the picture (pale, blurred), and the autoencoder's `Grain` puts noise of that strength back.

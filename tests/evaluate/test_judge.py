@@ -310,3 +310,6 @@ def test_a_wrong_prompt_file_is_one_clear_error(tmp_path, capsys):
     (tmp_path / "odd.tsv").write_text("id\tja\n", "utf-8")
     assert bench_mame.main(["--prompts", str(tmp_path / "odd.tsv")]) == 2
     assert capsys.readouterr().err.startswith("エラー / error:")
+    with pytest.raises(SystemExit, match="2"):
+        bench_mame.main(["--count", "0"])
+    assert "1 以上で" in capsys.readouterr().err

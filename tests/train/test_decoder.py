@@ -1,22 +1,17 @@
 """The decoder learns to paint from guessed latents; the latents themselves stay what they were."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from jpgen.backbones.autoencoder import AutoencoderShuffle
-from jpgen.encoders import bert
 from jpgen.errors import TrainingDataError
-from jpgen.train import backbone, decoder
-from jpgen.train.autoencoder import save_autoencoder
+from jpgen.train import decoder
 from jpgen.train.checkpoint import load_state
 from jpgen.train.mame import run_stage
 from jpgen.weights import WEIGHTS, load_weights
-
-SMALL = backbone.CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "cross_attention_dim": 32, "caption_channels": 32}
 
 
 def scenes(_data: Path, _first_batch: int) -> Iterator[tuple[Tensor, list[str]]]:
@@ -27,15 +22,9 @@ def scenes(_data: Path, _first_batch: int) -> Iterator[tuple[Tensor, list[str]]]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    toy = bert.toy()
-    monkeypatch.setattr(decoder, "load_text_encoder", lambda _folder: (toy._model, toy._tokenizer))
+def folder(small_mame: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(decoder, "scenes", scenes)
-    monkeypatch.setattr(backbone, "CONFIG", SMALL | {"sample_size": 4})
-    torch.manual_seed(0)
-    backbone.write_backbone(backbone.new_backbone(), tmp_path)
-    save_autoencoder(AutoencoderShuffle(block_out_channels=(4, 0, 0, 16, 16), encoder_layers=(1, 1), decoder_layers=(1, 1)), tmp_path)
-    return tmp_path
+    return small_mame(4)
 
 
 def test_guesses_have_the_form_of_latents(folder: Path) -> None:

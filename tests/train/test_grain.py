@@ -1,7 +1,7 @@
 """The autoencoder learns how strong the grain of a picture is; everything else of it stays."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,15 +10,11 @@ from torch import Tensor
 
 from jpgen.backbones.autoencoder import AutoencoderShuffle, Grain, speckles
 from jpgen.backbones.loading import filled
-from jpgen.encoders import bert
 from jpgen.errors import TrainingDataError
-from jpgen.train import backbone, decoder, grain
-from jpgen.train.autoencoder import save_autoencoder
+from jpgen.train import grain
 from jpgen.train.checkpoint import Curve, load_state
 from jpgen.train.mame import run_stage
 from jpgen.weights import WEIGHTS, load_weights
-
-SMALL = backbone.CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "cross_attention_dim": 32, "caption_channels": 32}
 
 
 def scenes(_data: Path, _first_batch: int) -> Iterator[tuple[Tensor, list[str]]]:
@@ -28,15 +24,9 @@ def scenes(_data: Path, _first_batch: int) -> Iterator[tuple[Tensor, list[str]]]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    toy = bert.toy()
-    monkeypatch.setattr(decoder, "load_text_encoder", lambda _folder: (toy._model, toy._tokenizer))
+def folder(small_mame: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(grain, "scenes", scenes)
-    monkeypatch.setattr(backbone, "CONFIG", SMALL | {"sample_size": 8})
-    torch.manual_seed(0)
-    backbone.write_backbone(backbone.new_backbone(), tmp_path)
-    save_autoencoder(AutoencoderShuffle(block_out_channels=(4, 0, 0, 16, 16), encoder_layers=(1, 1), decoder_layers=(1, 1)), tmp_path)
-    return tmp_path
+    return small_mame(8)
 
 
 def test_calm_detail_is_that_of_the_paper_and_not_of_edges() -> None:
@@ -76,8 +66,7 @@ def test_the_grain_learns_and_everything_else_stays(folder: Path) -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
     model = filled(AutoencoderShuffle, folder / "vae", torch.float32)
     latents = torch.zeros(1, 16, 8, 8)
-    painted = model.decoder(latents * model.latent_std + model.latent_mean)
-    added = model.decode(latents).sample - painted
+    added = model.decode(latents).sample - model.paint(model.features(latents))
     assert added.std().item() == pytest.approx(0.2, rel=0.3)  # what an untrained backbone guesses is 0
 
 
