@@ -18,7 +18,7 @@ def train_group() -> None:
 
 
 @train_group.command("mame")
-@click.option("--stage", required=True, help="art, text_encoder, autoencoder, latents, backbone, decoder, grain, sheet")
+@click.option("--stage", required=True, help="art, text_encoder, autoencoder, latents, backbone, decoder, grain, sheet, score")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("train/data"), show_default=True, help="絵の置き場 / art and sprites")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("train/mame"), show_default=True, help="モデルの置き場 / the model's folder")
 @click.option("--steps", type=int, default=2000, show_default=True, help="通算のステップ数 / steps in all")

@@ -53,7 +53,7 @@ SHIFT = 6.0
 HEAVIEST = 10.0
 """Weight of an error at the most, where there is little noise."""
 
-ENGLISH = 0.45
+ENGLISH = 0.4
 EMPTY = 0.1
 WARM_UP = 50
 EMA_DECAY = 0.995

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -19,6 +20,19 @@ Color = tuple[int, int, int]
 Painter = Callable[[np.random.Generator], Image.Image]
 
 
+class At(NamedTuple):
+    """What joins a thing to its background: 青空の下の犬 / a dog under a blue sky. Empty, nothing does: 青空の犬, a dog underwater."""
+
+    ja: tuple[str, ...]
+    en: tuple[str, ...]
+
+
+IN = At(("",), ("in",))
+UNDER = At(("", "の下"), ("in", "under"))
+ON = At(("", "の上"), ("on", "by"))
+BARE = At(("",), ("",))
+
+
 @dataclass(frozen=True)
 class Background:
     """One background: its key, its words in both languages, its painter; `plain` ones read 〜色の背景 / on a … background."""
@@ -28,6 +42,7 @@ class Background:
     en: tuple[str, ...]
     paint: Painter
     plain: bool = False
+    at: At = IN
 
 
 def gradient(rng: np.random.Generator, top: Color, bottom: Color, *, noise: float = 6.0) -> Image.Image:
@@ -258,18 +273,18 @@ def _tatami(rng: np.random.Generator) -> Image.Image:
 
 BACKGROUNDS = (
     Background("", ("",), ("",), _unsaid),
-    Background("blue_sky", ("青空", "晴れた空", "青い空"), ("blue sky", "a clear sky"), _blue_sky),
-    Background("sunset_sky", ("夕焼け空", "夕焼け", "夕暮れの空"), ("sunset sky", "an evening sky"), _sunset_sky),
-    Background("night_sky", ("夜空", "星空", "満天の星"), ("starry night sky", "night sky"), _night_sky),
+    Background("blue_sky", ("青空", "晴れた空", "青い空"), ("blue sky", "a blue sky", "a clear sky"), _blue_sky, at=UNDER),
+    Background("sunset_sky", ("夕焼け空", "夕焼け", "夕暮れの空"), ("sunset sky", "the sunset sky", "an evening sky"), _sunset_sky, at=UNDER),
+    Background("night_sky", ("夜空", "星空", "満天の星"), ("starry night sky", "the night sky", "a starry night sky"), _night_sky, at=UNDER),
     Background("space", ("宇宙", "宇宙空間"), ("outer space", "space"), _space),
-    Background("sea", ("海", "青い海", "海辺"), ("the sea", "the ocean", "blue sea"), _sea),
-    Background("sunset_sea", ("夕焼けの海", "夕暮れの海", "夕日の海"), ("the sea at sunset", "a sunset sea"), _sunset_sea),
-    Background("underwater", ("海の中", "水中", "海底"), ("underwater", "under the sea"), _underwater),
+    Background("sea", ("海", "青い海", "海辺"), ("the sea", "the ocean", "blue sea"), _sea, at=ON),
+    Background("sunset_sea", ("夕焼けの海", "夕暮れの海", "夕日の海"), ("the sea at sunset", "a sunset sea"), _sunset_sea, at=ON),
+    Background("underwater", ("海の中", "水中", "海底"), ("underwater", "under the sea"), _underwater, at=BARE),
     Background("grass", ("草原", "野原", "原っぱ"), ("a grassy field", "grassland", "a meadow"), _grass),
     Background("flowers", ("花畑", "お花畑"), ("a flower field", "a field of flowers"), _flowers),
     Background("forest", ("森", "森の中"), ("a forest", "the woods"), _forest),
     Background("autumn", ("紅葉の山", "紅葉", "秋の山"), ("autumn leaves", "autumn mountains"), _autumn),
-    Background("cherry", ("桜並木", "満開の桜", "桜の木"), ("cherry blossom trees", "cherry trees in full bloom"), _cherry),
+    Background("cherry", ("桜並木", "満開の桜", "桜の木"), ("cherry blossom trees", "cherry trees in full bloom"), _cherry, at=UNDER),
     Background("snow", ("雪景色", "雪原", "雪の中"), ("a snowy landscape", "snow"), _snow),
     Background("rain", ("雨", "雨空", "雨の日"), ("rain", "a rainy day"), _rain),
     Background("desert", ("砂漠", "砂丘"), ("a desert", "sand dunes"), _desert),

@@ -71,7 +71,7 @@ def read_banks(encoder: TextEncoder) -> dict[str, Bank]:
         "first": {language: [_framed(getattr(c, language), FRAMES[language]) for c in concepts()] for language in FRAMES},
         "background": {language: [getattr(b, language) for b in BACKGROUNDS[1:]] for language in FRAMES},
         "style": {language: [getattr(s, language) for s in STYLES[1:]] for language in FRAMES},
-        "color": {"ja": [_framed(c.ja, ("{}もの",)) for c in COLORS], "en": [(c.en, f"a {c.en} thing") for c in COLORS]},
+        "color": {"ja": [_framed(c.ja, ("{}もの",)) for c in COLORS], "en": [(c.en[0], f"a {c.en[0]} thing") for c in COLORS]},
         "count": {
             "ja": [(f"{KANJI_DIGITS[n]}つ", f"{KANJI_DIGITS[n]}匹", f"{n}つのもの") for n in numbers],
             "en": [(ENGLISH_DIGITS[n], f"{n} things") for n in numbers],

@@ -45,27 +45,27 @@ class Concept:
 
 @dataclass(frozen=True)
 class Color:
-    """A colour a thing can be tinted with: adjective forms and hue (0–1), saturation, and value scale."""
+    """A colour a thing can be tinted with: its adjectives (the usual one first), hue (0–1), saturation, and value scale."""
 
     key: str
     ja: tuple[str, ...]
-    en: str
+    en: tuple[str, ...]
     hue: float
     saturation: float = 0.85
     value: float = 1.0
 
 
 COLORS = (
-    Color("red", ("赤い", "真っ赤な", "赤色の"), "red", 0.0),
-    Color("orange", ("オレンジ色の", "橙色の"), "orange", 0.075),
-    Color("yellow", ("黄色い", "黄色の"), "yellow", 0.145),
-    Color("green", ("緑の", "緑色の"), "green", 0.34),
-    Color("light_blue", ("水色の", "空色の"), "light blue", 0.53, 0.6),
-    Color("blue", ("青い", "青色の"), "blue", 0.62),
-    Color("purple", ("紫の", "紫色の"), "purple", 0.77),
-    Color("pink", ("ピンクの", "ピンク色の", "桃色の"), "pink", 0.93, 0.5),
-    Color("black", ("黒い", "真っ黒な"), "black", 0.0, 0.0, 0.32),
-    Color("white", ("白い", "真っ白な"), "white", 0.0, 0.0, 1.9),
+    Color("red", ("赤い", "真っ赤な", "赤色の"), ("red", "bright red"), 0.0),
+    Color("orange", ("オレンジ色の", "橙色の"), ("orange",), 0.075),
+    Color("yellow", ("黄色い", "黄色の"), ("yellow",), 0.145),
+    Color("green", ("緑の", "緑色の"), ("green",), 0.34),
+    Color("light_blue", ("水色の", "空色の"), ("light blue", "sky blue", "pale blue"), 0.53, 0.6),
+    Color("blue", ("青い", "青色の"), ("blue",), 0.62),
+    Color("purple", ("紫の", "紫色の"), ("purple", "violet"), 0.77),
+    Color("pink", ("ピンクの", "ピンク色の", "桃色の"), ("pink",), 0.93, 0.5),
+    Color("black", ("黒い", "真っ黒な"), ("black", "pitch-black", "jet-black"), 0.0, 0.0, 0.32),
+    Color("white", ("白い", "真っ白な"), ("white", "all-white", "pure white"), 0.0, 0.0, 1.9),
 )
 
 

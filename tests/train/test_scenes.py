@@ -124,17 +124,28 @@ def test_captions_tell_things_colours_places_and_styles(language: str) -> None:
                 plural = language == "en" and scene.layout == "count"
                 assert plural or any(noun in text for noun in nouns), text
                 if thing.color:
-                    assert any(word in text for word in (thing.color.ja if language == "ja" else (thing.color.en,))), text
+                    assert any(word in text for word in getattr(thing.color, language)), text
             for part in (scene.background, scene.style):
                 assert not part.key or any(word in text for word in getattr(part, language)), text
 
 
 def test_counts_are_said_with_the_right_counter() -> None:
-    digits = "二三四五"
+    words = ("二2２", "三3３", "四4４", "五5５")
+    kana = ("ふたつ", "みっつ", "よっつ", "いつつ")
     for scene in (plan(seed, STAGE) for seed in range(600)):
         if scene.layout == "count":
-            n = scene.count
-            assert all(any(d in text for d in (str(n), digits[n - 2], "０１２３４５"[n])) for text in said(scene, "ja"))
+            assert all(any(word in text for word in (*words[scene.count - 2], kana[scene.count - 2])) for text in said(scene, "ja"))
+
+
+def test_both_languages_have_the_same_ways_to_say_a_thing() -> None:
+    wanted = {
+        "ja": ("真っ黒な", "空色の", "が一頭", "匹だけ", "ひとつ", "の下に", "で、", "左側に", "が左、", "その右に"),
+        "en": ("pitch-black", "sky blue", "a single ", "just one ", "one ", " under ", " on the ", "left side", "on the left,", "to its right"),
+    }
+    scenes = [plan(seed, STAGE) for seed in range(3_000)]
+    for language, ways in wanted.items():
+        texts = "\n".join(caption(scene, language, np.random.default_rng((scene.seed, 2))) for scene in scenes)
+        assert [way for way in ways if way not in texts] == []
 
 
 def test_tints_keep_the_shape_and_the_shade() -> None:

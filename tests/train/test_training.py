@@ -3,16 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from jpgen.encoders import bert
 from jpgen.errors import TrainingDataError, UnknownNameError
-from jpgen.train import backbone
+from jpgen.train import backbone, mame
 from jpgen.train.checkpoint import load_state, save_state
 from jpgen.train.latents import LatentPool, encode_ragged
 from jpgen.train.mame import run_stage
+from jpgen.train.scenes import concepts
+from jpgen.train.sprites import Drawing
 from jpgen.weights import WEIGHTS, load_weights
 
 SMALL = backbone.CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "cross_attention_dim": 32, "caption_channels": 32}
@@ -148,10 +151,21 @@ def test_a_damaged_checkpoint_is_explained(tmp_path: Path) -> None:
         load_state(path)
 
 
-@pytest.mark.parametrize("stage", ["latents", "backbone", "autoencoder", "text_encoder", "sheet"])
+@pytest.mark.parametrize("stage", ["latents", "backbone", "autoencoder", "text_encoder", "sheet", "score"])
 def test_a_stage_without_its_data_says_what_to_run(stage: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingDataError, match="jpgen train"):
         run_stage(stage, tmp_path / "data", tmp_path / "out", steps=1)
+
+
+def test_weights_are_scored_on_captions_in_both_languages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    drawings = [Drawing(concept.emoji, art, 0) for concept in concepts() for art in ("noto", "fluent")]
+    monkeypatch.setattr(mame, "load_sprites", lambda _data: (np.zeros((1, 48, 48, 4), np.uint8), drawings))
+    caplog.set_level("INFO", "jpgen.train")
+    mame.score_captions(tmp_path, Path(mame.__file__).parents[1] / "mame", scenes=2)
+    rows = [line.split("|") for line in caplog.text.splitlines() if line.startswith("| ")]
+    (objects,) = (row for row in rows if "object top-1" in row[1])
+    assert objects[2].strip() == "2"
+    assert objects[3].strip().endswith("%") and objects[4].strip().endswith("%")
 
 
 def test_an_unknown_stage_is_named(tmp_path: Path) -> None:
