@@ -85,8 +85,8 @@ def score_captions(data: Path, out: Path, scenes: int = 200) -> None:
     questions = []
     for seed in range(SCORE_SEED, SCORE_SEED + scenes):
         scene = plan(seed, stage)
-        words = [caption(scene, language, np.random.default_rng((seed, 2))) for language in LANGUAGES]
-        questions.append(Question(str(seed), scene.layout, *words, asked(facts_of(scene))))
+        ja, en = (caption(scene, language, np.random.default_rng((seed, 2))) for language in LANGUAGES)
+        questions.append(Question(str(seed), scene.layout, ja, en, asked(facts_of(scene))))
     given = list(answers(open_folder(out), Judge.load(), questions, SCORE_SEED, 1))
     log.info("%d 場面の説明文 / captions of scenes\n\n%s", scenes, table(tabulate(given, read_ceiling())))
 
